@@ -1,0 +1,20 @@
+//! Rowcast keeps browser dashboards in step with Postgres.
+//!
+//! The modules stand in the order in which a change travels; a module imports only what stands above it. First the
+//! words that everything is said in, then the store, then the half that writes into it, then the half that reads from
+//! it, and at the end what starts and stops it all.
+
+pub mod version;
+
+pub mod publication;
+
+pub mod entry;
+
+pub mod protocol;
+
+pub mod identity;
+
+pub mod query;
+
+pub mod hub;
+pub mod store;
