@@ -16,5 +16,13 @@ pub mod identity;
 
 pub mod query;
 
+pub mod capture;
+
+pub mod rows;
+
+pub mod checkpoint;
+
+pub mod snapshots;
+
 pub mod hub;
 pub mod store;

@@ -209,6 +209,11 @@ impl Subscription {
         self.pushes.recv().await
     }
 
+    /// The next push, if one has arrived.
+    pub fn try_next(&mut self) -> Option<Push> {
+        self.pushes.try_recv().ok()
+    }
+
     /// Asks for a feed's entries. Entries appended before the subscription took effect are not pushed: beats name them.
     pub fn feed(&self, feed: &FeedKey) {
         let _ = self.interests.send(Interest::Feed(feed.clone()));

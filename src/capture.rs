@@ -1,0 +1,2 @@
+//! stub until merge
+pub mod catalogue;

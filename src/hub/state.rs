@@ -1,0 +1,766 @@
+//! What the hub knows, and what a wake-up makes of it. Nothing here waits: what has to be waited for is an [`Effect`],
+//! carried out by [`super::task`], whose result comes back as another wake-up.
+//!
+//! Wake-ups: a command of a session, a session's end, a push of the store, rows that landed, the catalogue, a part of the
+//! log, a tick. After each batch of them comes [`HubState::finish_turn`].
+//!
+//! This file moves the node from version to version; `subscribe` answers commands and follows the catalogue; `deliver`
+//! brings clients up to date.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::channel::{Change, Channel, Feed, FeedStep, Flight, Phase, Settling};
+use super::session::{Client, Standing};
+use super::{HubSettings, SessionId};
+use crate::checkpoint::Checkpoint;
+use crate::entry::Key;
+use crate::protocol::{ChannelNumber, Frame, Refusal, RowsFrame};
+use crate::publication::{Catalogue, FeedKey};
+use crate::query::ChannelSpec;
+use crate::rows::{Changes, Rows};
+use crate::snapshots::{Fresh, OpenError, OpenOrder, Place};
+use crate::store::{Beat, Entry, LogRead, Push};
+use crate::version::{Cut, Version};
+
+mod deliver;
+mod subscribe;
+
+/// Without a beat for this long the pipeline is not known to work: clients are told `late`.
+const BEAT_LATE: Duration = Duration::from_secs(3);
+
+/// While beats name another catalogue than ours, it is read again no more often than this.
+const CATALOGUE_PAUSE: Duration = Duration::from_millis(200);
+
+/// A flight that failed is tried again after this.
+const FLIGHT_RETRY: Duration = Duration::from_millis(200);
+
+/// What has to be waited for.
+#[derive(Debug)]
+pub(super) enum Effect {
+    /// Read a channel's rows; answered by [`HubState::on_landed`].
+    Open {
+        channel: ChannelNumber,
+        flight: u64,
+        order: OpenOrder,
+    },
+    /// Read the publications; answered by [`HubState::on_catalogue`].
+    LoadCatalogue,
+    /// Read the log of feeds; answered by [`HubState::on_logs`].
+    ReadLogs {
+        number: u64,
+        after: Version,
+        feeds: Vec<FeedKey>,
+    },
+    Feed(FeedKey),
+    Unfeed(FeedKey),
+    /// Write a checkpoint. `first`: right after its snapshot query, others may be waiting for it.
+    Keep {
+        feed: FeedKey,
+        channel: String,
+        checkpoint: Box<Checkpoint>,
+        first: bool,
+    },
+}
+
+/// The node's place in the chain of versions.
+#[derive(Clone, Debug)]
+pub(super) struct Position {
+    pub(super) cut: Cut,
+    /// The newest moment known to be contained, at least `cut.as_of`.
+    pub(super) as_of: i64,
+    /// The catalogue as of the version, if a beat told it.
+    pub(super) catalogue_id: Option<String>,
+}
+
+/// A version with the entries of the feeds that this node follows.
+struct Step {
+    cut: Cut,
+    base: Version,
+    entries: HashMap<FeedKey, Arc<Entry>>,
+}
+
+/// See the module.
+pub(super) struct HubState {
+    settings: HubSettings,
+    position: Option<Position>,
+    last_beat: Option<Instant>,
+    /// What clients were last told of the pipeline.
+    working: bool,
+    catalogue: Option<Arc<Catalogue>>,
+    /// The id of `catalogue` as the leader counts it.
+    catalogue_id: Option<String>,
+    catalogue_wanted: bool,
+    catalogue_loading: bool,
+    catalogue_readings: u64,
+    /// When the last reading began.
+    catalogue_read: Option<Instant>,
+    /// Subscriptions and reads of names that the catalogue does not know yet.
+    parked: Vec<subscribe::Parked>,
+    feeds: HashMap<FeedKey, Feed>,
+    channels: HashMap<ChannelNumber, Channel>,
+    by_spec: HashMap<ChannelSpec, ChannelNumber>,
+    channels_begun: u64,
+    flights_begun: u64,
+    /// Channels whose flight waits to be started.
+    grounded: Vec<ChannelNumber>,
+    clients: HashMap<SessionId, Client>,
+    due: Vec<SessionId>,
+    /// Clients whose resume lies above the node's version.
+    ahead: Vec<SessionId>,
+    /// The number of the log reading in the air.
+    reading_logs: Option<u64>,
+    readings_begun: u64,
+    /// The newest beat that waits for it.
+    beat_waiting: Option<Beat>,
+    last_heartbeat: Instant,
+    effects: Vec<Effect>,
+}
+
+impl HubState {
+    pub(super) fn new(settings: HubSettings, now: Instant) -> Self {
+        Self {
+            settings,
+            position: None,
+            last_beat: None,
+            working: false,
+            catalogue: None,
+            catalogue_id: None,
+            catalogue_wanted: true,
+            catalogue_loading: false,
+            catalogue_readings: 0,
+            catalogue_read: None,
+            parked: Vec::new(),
+            feeds: HashMap::new(),
+            channels: HashMap::new(),
+            by_spec: HashMap::new(),
+            channels_begun: 0,
+            flights_begun: 0,
+            grounded: Vec::new(),
+            clients: HashMap::new(),
+            due: Vec::new(),
+            ahead: Vec::new(),
+            reading_logs: None,
+            readings_begun: 0,
+            beat_waiting: None,
+            last_heartbeat: now,
+            effects: Vec::new(),
+        }
+    }
+
+    pub(super) fn status(&self) -> super::HubStatus {
+        super::HubStatus {
+            cut: self.position.as_ref().map(|position| position.cut.clone()),
+            last_beat: self.last_beat,
+            sessions: self.clients.len(),
+            channels: self.channels.len(),
+        }
+    }
+
+    /// What the store pushed.
+    pub(super) fn on_push(&mut self, push: Push, now: Instant) {
+        match push {
+            Push::Entry(feed, entry) => {
+                let above = self.position.as_ref().is_none_or(|position| entry.version > position.cut.version);
+                if let Some(feed) = self.feeds.get_mut(&feed)
+                    && above
+                {
+                    feed.arrived.insert(entry.version, entry);
+                }
+            }
+            Push::Beat(beat) => self.on_beat(beat, now),
+            Push::Lost => self.read_logs(),
+        }
+    }
+
+    fn on_beat(&mut self, beat: Beat, now: Instant) {
+        let Some(position) = &mut self.position else {
+            self.last_beat = Some(now);
+            self.begin_at(&beat);
+            return;
+        };
+        if beat.cut.epoch == position.cut.epoch && beat.cut.version < position.cut.version {
+            // The store was rolled back; the leader will go on above our version, and only that is news.
+            return;
+        }
+        self.last_beat = Some(now);
+        let read_lately = self.catalogue_read.is_some_and(|at| now.duration_since(at) < CATALOGUE_PAUSE);
+        if self.catalogue_id.as_deref() != Some(&beat.catalogue) && !read_lately {
+            self.catalogue_wanted = true;
+        }
+        if beat.cut.epoch != position.cut.epoch {
+            self.change_epoch(&beat.cut, Some(beat.catalogue.clone()));
+            return;
+        }
+        if beat.cut.version == position.cut.version {
+            position.as_of = position.as_of.max(beat.polled_at);
+            position.catalogue_id = Some(beat.catalogue);
+            return;
+        }
+        if self.reading_logs.is_some() {
+            self.beat_waiting = Some(beat);
+            return;
+        }
+        match self.step_of(&beat) {
+            Some(step) => {
+                self.take_step(step, true);
+                if let Some(position) = &mut self.position {
+                    position.as_of = position.as_of.max(beat.polled_at);
+                    position.catalogue_id = Some(beat.catalogue);
+                }
+            }
+            None => {
+                self.beat_waiting = Some(beat);
+                self.read_logs();
+            }
+        }
+    }
+
+    /// The first version that this node hears of.
+    fn begin_at(&mut self, beat: &Beat) {
+        self.position =
+            Some(Position { cut: beat.cut.clone(), as_of: beat.polled_at, catalogue_id: Some(beat.catalogue.clone()) });
+        for feed in self.feeds.values_mut() {
+            feed.arrived.retain(|&version, _| version > beat.cut.version);
+        }
+    }
+
+    /// The step to a beat's version, if everything that it needs has been pushed.
+    fn step_of(&mut self, beat: &Beat) -> Option<Step> {
+        let position = self.position.as_ref()?;
+        if beat.base > position.cut.version {
+            return None;
+        }
+        let mut entries = HashMap::new();
+        for touched in &beat.touched {
+            let Some(feed) = self.feeds.get(&touched.feed) else { continue };
+            let entry = feed.arrived.get(&beat.cut.version)?;
+            if entry.epoch != beat.cut.epoch {
+                return None;
+            }
+            entries.insert(touched.feed.clone(), entry.clone());
+        }
+        Some(Step { cut: beat.cut.clone(), base: beat.base, entries })
+    }
+
+    fn read_logs(&mut self) {
+        let Some(position) = &self.position else { return };
+        if self.reading_logs.is_some() {
+            return;
+        }
+        self.readings_begun += 1;
+        self.reading_logs = Some(self.readings_begun);
+        metrics::counter!("rowcast_log_reads_total").increment(1);
+        self.effects.push(Effect::ReadLogs {
+            number: self.readings_begun,
+            after: position.cut.version,
+            feeds: self.feeds.keys().cloned().collect(),
+        });
+    }
+
+    /// A part of the log, as asked for by [`Effect::ReadLogs`]; `None`: the store did not answer.
+    pub(super) fn on_logs(&mut self, number: u64, read: Option<Vec<(FeedKey, LogRead)>>, now: Instant) {
+        if self.reading_logs != Some(number) {
+            return;
+        }
+        self.reading_logs = None;
+        let waiting = self.beat_waiting.take();
+        let Some(read) = read else { return };
+        self.take_logs(read);
+        if let (Some(beat), Some(position)) = (waiting, &self.position) {
+            // A beat above what the log has is of a store that was rolled back since: the next beat tells.
+            if beat.cut.version <= position.cut.version || self.step_of(&beat).is_some() {
+                self.on_beat(beat, now);
+            }
+        }
+    }
+
+    /// Goes on by the log: to the lowest head that all feeds were read at.
+    fn take_logs(&mut self, read: Vec<(FeedKey, LogRead)>) {
+        let Some(position) = &self.position else { return };
+        let here = position.cut.clone();
+        // A node without feeds has nothing to read; it follows the beats alone.
+        let Some(head) = read.iter().filter_map(|(_, read)| read.head.as_ref()).min_by_key(|head| head.version) else {
+            return;
+        };
+        let head = head.clone();
+        if head.epoch != here.epoch {
+            if head.version > here.version {
+                self.change_epoch(&head, None);
+            }
+            return;
+        }
+        if head.version <= here.version {
+            return;
+        }
+        let mut steps: BTreeMap<Version, Step> = BTreeMap::new();
+        let mut whole: Vec<FeedKey> = Vec::new();
+        for (feed, read) in read {
+            let Some(entries) = read.entries else { continue };
+            for entry in entries {
+                if entry.version <= here.version || entry.version > head.version || entry.epoch != head.epoch {
+                    continue;
+                }
+                let step = steps.entry(entry.version).or_insert_with(|| Step {
+                    cut: Cut {
+                        epoch: entry.epoch.clone(),
+                        version: entry.version,
+                        snapshot: entry.snapshot.clone(),
+                        as_of: entry.as_of,
+                    },
+                    base: entry.base,
+                    entries: HashMap::new(),
+                });
+                step.entries.insert(feed.clone(), entry);
+            }
+            whole.push(feed);
+        }
+        let last = head.version;
+        steps.entry(last).or_insert_with(|| Step { base: last, cut: head, entries: HashMap::new() });
+        let lost: Vec<FeedKey> = self.feeds.keys().filter(|feed| !whole.contains(feed)).cloned().collect();
+        for feed in lost {
+            for channel in self.feeds.get(&feed).map(|feed| feed.channels.clone()).unwrap_or_default() {
+                self.resync(channel, &here, last, "the log does not reach back");
+            }
+        }
+        // More than one step is taken without telling every client of each: they get the difference at the end.
+        let several = steps.len() > 1;
+        if several {
+            self.hold_all(&here);
+        }
+        for step in steps.into_values() {
+            self.take_step(step, !several);
+        }
+    }
+
+    /// Moves every feed to a version.
+    fn take_step(&mut self, step: Step, deliver: bool) {
+        let Some(position) = &mut self.position else { return };
+        let before = std::mem::replace(&mut position.cut, step.cut.clone());
+        position.as_of = step.cut.as_of;
+        position.catalogue_id = None;
+        let mut moved: Vec<(ChannelNumber, Vec<Frame>)> = Vec::new();
+        let feeds: Vec<FeedKey> = self.feeds.keys().cloned().collect();
+        for key in feeds {
+            let Some(feed) = self.feeds.get_mut(&key) else { continue };
+            feed.arrived = feed.arrived.split_off(&Version(step.cut.version.0 + 1));
+            let change = step.entries.get(&key).map_or(Change::Nothing, |entry| Change::of(entry));
+            let feed_step = Arc::new(FeedStep { cut: step.cut.clone(), base: step.base, change });
+            let channels = feed.channels.clone();
+            self.keep_for_flights(&key, &channels, &feed_step);
+            for number in channels {
+                if let Some(frames) = self.step_channel(number, &before, &feed_step) {
+                    moved.push((number, frames));
+                }
+            }
+        }
+        if deliver {
+            self.deliver(&before, moved);
+        }
+        self.due.append(&mut self.ahead);
+    }
+
+    /// Keeps the step while rows of the feed are in the air.
+    fn keep_for_flights(&mut self, key: &FeedKey, channels: &[ChannelNumber], step: &Arc<FeedStep>) {
+        let in_the_air = |channel: &mut Channel| {
+            channel.flight().is_some_and(|flight| flight.asked_at.is_some() && flight.settling.is_none())
+        };
+        let needed = channels.iter().any(|number| self.channels.get_mut(number).is_some_and(in_the_air));
+        let Some(feed) = self.feeds.get_mut(key) else { return };
+        if !needed {
+            feed.forget_kept();
+        } else if !feed.keep(step.clone()) {
+            for &number in channels {
+                if self.channels.get_mut(&number).is_some_and(in_the_air) {
+                    self.fly_again(number, step.cut.version, None);
+                }
+            }
+        }
+    }
+
+    /// Moves one channel; the frames of its delta, if clients have to hear of it.
+    fn step_channel(&mut self, number: ChannelNumber, before: &Cut, step: &FeedStep) -> Option<Vec<Frame>> {
+        let channel = self.channels.get_mut(&number)?;
+        if let Some(flight) = channel.flight() {
+            let again = flight.settling.as_mut().and_then(|settling| settling.step(step).err());
+            match again {
+                Some(_) => self.fly_again(number, step.cut.version, None),
+                None => self.land_if_there(number),
+            }
+            return None;
+        }
+        match &step.change {
+            Change::Nothing => None,
+            Change::Marker(why) => {
+                self.resync(number, before, step.cut.version, why);
+                None
+            }
+            Change::States { schema_id, .. } if *schema_id != channel.schema_id => {
+                self.resync(number, before, step.cut.version, "its columns changed");
+                None
+            }
+            Change::States { states, .. } => {
+                let prev = channel.rows.changed();
+                let changes = channel.rows.apply(step.base, step.cut.version, states);
+                if changes.is_empty() {
+                    return None;
+                }
+                if channel.rows.len() > self.settings.rows_max || channel.rows.bytes() > self.settings.bytes_max {
+                    let refusal = self.too_many_rows();
+                    self.close_channel(number, &refusal);
+                    return None;
+                }
+                let form = channel.form.as_ref()?;
+                Some(encode_delta(form, prev, &step.cut, &changes))
+            }
+        }
+    }
+
+    pub(super) fn too_many_rows(&self) -> Refusal {
+        Refusal::new(
+            crate::protocol::ErrorCode::TooManyRows,
+            format!(
+                "the channel has more than {} rows or {} MiB",
+                self.settings.rows_max,
+                self.settings.bytes_max >> 20
+            ),
+        )
+    }
+
+    /// Another epoch: nothing is known of any row until it was read again.
+    fn change_epoch(&mut self, to: &Cut, catalogue_id: Option<String>) {
+        let Some(position) = &mut self.position else { return };
+        let before = std::mem::replace(&mut position.cut, to.clone());
+        position.as_of = to.as_of;
+        position.catalogue_id = catalogue_id;
+        tracing::info!(from = %before.epoch, to = %to.epoch, version = %to.version, "a new epoch begins");
+        self.reading_logs = None;
+        self.beat_waiting = None;
+        for feed in self.feeds.values_mut() {
+            feed.arrived = feed.arrived.split_off(&Version(to.version.0 + 1));
+            feed.forget_kept();
+        }
+        let numbers: Vec<ChannelNumber> = self.channels.keys().copied().collect();
+        for number in numbers {
+            self.resync(number, &before, to.version, "a new epoch");
+        }
+        self.due.append(&mut self.ahead);
+    }
+
+    /// The channel's rows are read again; its clients stand still until the fresh ones have passed `marker`.
+    fn resync(&mut self, number: ChannelNumber, before: &Cut, marker: Version, why: &str) {
+        let Some(channel) = self.channels.get_mut(&number) else { return };
+        if channel.is_live() {
+            tracing::info!(channel = %channel.feed(), why, version = %marker, "resync");
+            metrics::counter!("rowcast_resyncs_total").increment(1);
+            for session in &channel.subscribers {
+                if let Some(client) = self.clients.get_mut(session)
+                    && client
+                        .subscriptions
+                        .get(&number)
+                        .is_some_and(|subscription| matches!(subscription.standing, Standing::Complete))
+                {
+                    client.hold_at(before);
+                }
+            }
+            self.flights_begun += 1;
+            let flight = Flight {
+                number: self.flights_begun,
+                asked_at: None,
+                not_before: None,
+                at_least: marker,
+                settling: None,
+            };
+            channel.phase = Phase::Resync { frozen_at: before.version, flight };
+            self.grounded.push(number);
+        } else {
+            self.fly_again(number, marker, None);
+        }
+    }
+
+    /// Starts a channel's flight anew: what is in the air for it lands out of date.
+    fn fly_again(&mut self, number: ChannelNumber, at_least: Version, not_before: Option<Instant>) {
+        self.flights_begun += 1;
+        let flight_number = self.flights_begun;
+        if let Some(flight) = self.channels.get_mut(&number).and_then(Channel::flight) {
+            flight.number = flight_number;
+            flight.asked_at = None;
+            flight.not_before = not_before;
+            flight.at_least = flight.at_least.max(at_least);
+            flight.settling = None;
+            self.grounded.push(number);
+        }
+    }
+
+    /// Starts the flights that can start.
+    fn start_flights(&mut self, now: Instant) {
+        if self.grounded.is_empty() {
+            return;
+        }
+        let (Some(position), Some(catalogue)) = (&self.position, &self.catalogue) else { return };
+        let mut grounded = std::mem::take(&mut self.grounded);
+        grounded.sort_unstable();
+        grounded.dedup();
+        for number in grounded {
+            let Some(channel) = self.channels.get_mut(&number) else { continue };
+            let spec = channel.spec.clone();
+            let Some(flight) = channel.flight() else { continue };
+            if flight.asked_at.is_some() {
+                continue;
+            }
+            let waits = flight.not_before.is_some_and(|moment| moment > now);
+            let publication =
+                catalogue.publications.get(&spec.feed.name).filter(|publication| publication.feed == spec.feed);
+            let (false, Some(publication)) = (waits, publication) else {
+                self.grounded.push(number);
+                continue;
+            };
+            flight.asked_at = Some(position.cut.clone());
+            self.effects.push(Effect::Open {
+                channel: number,
+                flight: flight.number,
+                order: OpenOrder {
+                    spec,
+                    publication: publication.clone(),
+                    at: position.cut.clone(),
+                    catalogue_id: position.catalogue_id.clone(),
+                    at_least: flight.at_least,
+                },
+            });
+        }
+    }
+
+    /// Rows that were asked for by [`Effect::Open`].
+    pub(super) fn on_landed(
+        &mut self,
+        number: ChannelNumber,
+        flight_number: u64,
+        outcome: Result<Fresh, OpenError>,
+        now: Instant,
+    ) {
+        let Some(position) = self.position.clone() else { return };
+        let Some(channel) = self.channels.get_mut(&number) else { return };
+        let feed_key = channel.feed().clone();
+        let Some(flight) = channel.flight().filter(|flight| flight.number == flight_number) else { return };
+        let Some(asked_at) = flight.asked_at.clone() else { return };
+        let at_least = flight.at_least;
+        let fresh = match outcome {
+            Ok(fresh) => fresh,
+            Err(OpenError::Refused(refusal)) => {
+                self.close_channel(number, &refusal);
+                return;
+            }
+            Err(OpenError::Again(why)) => {
+                tracing::debug!(channel = %feed_key, why, "rows have to be read again");
+                // The publication may be another by now.
+                self.catalogue_wanted = true;
+                self.fly_again(number, at_least, Some(now + FLIGHT_RETRY));
+                return;
+            }
+        };
+        let contains_asked = match &fresh.place {
+            Place::At(version) => *version >= asked_at.version && *version >= at_least,
+            Place::Sees(seen) => asked_at.snapshot.is_within(seen),
+        };
+        if fresh.epoch != position.cut.epoch || !contains_asked {
+            self.fly_again(number, at_least, Some(now + FLIGHT_RETRY));
+            return;
+        }
+        let mut settling = Settling {
+            schema_id: fresh.schema.id().into(),
+            schema: fresh.schema,
+            rows: fresh.rows,
+            place: fresh.place,
+        };
+        let kept = self.feeds.get(&feed_key).map(Feed::kept).unwrap_or_default();
+        let here = FeedStep { cut: position.cut.clone(), base: position.cut.version, change: Change::Nothing };
+        for step in kept.iter().map(Arc::as_ref).chain([&here]) {
+            if let Err(why) = settling.step(step) {
+                tracing::debug!(channel = %feed_key, why, "a resync overtook the rows");
+                self.fly_again(number, step.cut.version, None);
+                return;
+            }
+        }
+        if let Some(flight) = self.channels.get_mut(&number).and_then(Channel::flight) {
+            flight.settling = Some(settling);
+        }
+        self.land_if_there(number);
+    }
+
+    /// A channel whose rows have reached the node's version becomes live.
+    fn land_if_there(&mut self, number: ChannelNumber) {
+        let Some(position) = &self.position else { return };
+        let version = position.cut.version;
+        let Some(channel) = self.channels.get_mut(&number) else { return };
+        let there = channel
+            .flight()
+            .and_then(|flight| flight.settling.as_ref())
+            .is_some_and(|settling| settling.is_at(version));
+        if !there {
+            return;
+        }
+        let moved = channel.land(version);
+        if channel.rows.len() > self.settings.rows_max || channel.rows.bytes() > self.settings.bytes_max {
+            let refusal = self.too_many_rows();
+            self.close_channel(number, &refusal);
+            return;
+        }
+        for &session in &channel.subscribers {
+            if let Some(client) = self.clients.get_mut(&session) {
+                if moved
+                    && let Some(subscription) = client.subscriptions.get_mut(&number)
+                    && matches!(subscription.standing, Standing::Complete)
+                {
+                    subscription.standing = Standing::Moved;
+                }
+                if !client.due {
+                    client.due = true;
+                    self.due.push(session);
+                }
+            }
+        }
+        channel.checkpoint = None;
+        self.answer_readers(number);
+    }
+
+    /// Things that happen by the clock.
+    pub(super) fn on_tick(&mut self, now: Instant) {
+        self.give_up_waiting(now);
+        self.keep_checkpoints(now);
+        self.let_idle_channels_go(now);
+        self.beat_clients(now);
+        let late: Vec<SessionId> = std::mem::take(&mut self.ahead);
+        self.due.extend(late);
+    }
+
+    /// Writes checkpoints of channels that are new or have changed for a while.
+    fn keep_checkpoints(&mut self, now: Instant) {
+        let Some(position) = &self.position else { return };
+        for channel in self.channels.values_mut().filter(|channel| channel.is_live()) {
+            let first = channel.checkpoint.is_none();
+            let due = match channel.checkpoint {
+                None => true,
+                Some((version, at)) => {
+                    let age = now.duration_since(at);
+                    (version < channel.rows.changed() && age >= self.settings.checkpoint_every)
+                        || age >= self.settings.checkpoint_ttl / 2
+                }
+            };
+            let Some(form) = channel.form.as_ref().filter(|_| due) else { continue };
+            channel.checkpoint = Some((position.cut.version, now));
+            self.effects.push(Effect::Keep {
+                feed: channel.spec.feed.clone(),
+                channel: channel.spec.hash(),
+                checkpoint: Box::new(Checkpoint {
+                    cut: position.cut.clone(),
+                    schema: form.schema.clone(),
+                    rows: channel.rows.clone(),
+                }),
+                first,
+            });
+        }
+    }
+
+    fn let_idle_channels_go(&mut self, now: Instant) {
+        let linger = self.settings.linger;
+        let idle: Vec<ChannelNumber> = self
+            .channels
+            .values()
+            .filter(|channel| {
+                channel.readers.is_empty()
+                    && channel.idle_since.is_some_and(|since| now.duration_since(since) >= linger)
+            })
+            .map(|channel| channel.number)
+            .collect();
+        for number in idle {
+            self.drop_channel(number);
+        }
+    }
+
+    /// Forgets a channel that nobody holds.
+    fn drop_channel(&mut self, number: ChannelNumber) -> Option<Channel> {
+        let channel = self.channels.remove(&number)?;
+        self.by_spec.remove(&channel.spec);
+        if let Some(feed) = self.feeds.get_mut(channel.feed()) {
+            feed.channels.retain(|&other| other != number);
+            if feed.channels.is_empty() {
+                self.feeds.remove(channel.feed());
+                self.effects.push(Effect::Unfeed(channel.feed().clone()));
+            }
+        }
+        Some(channel)
+    }
+
+    /// Ends a turn: starts what can start, and hands out what has to be waited for.
+    pub(super) fn finish_turn(&mut self, now: Instant) -> Vec<Effect> {
+        if self.catalogue_wanted && !self.catalogue_loading {
+            self.catalogue_wanted = false;
+            self.catalogue_loading = true;
+            self.catalogue_readings += 1;
+            self.catalogue_read = Some(now);
+            self.effects.push(Effect::LoadCatalogue);
+        }
+        self.start_flights(now);
+        self.look_after_due(now);
+        // A channel that has just opened is what other nodes and the next visitor wait for.
+        if self.channels.values().any(|channel| channel.is_live() && channel.checkpoint.is_none()) {
+            self.keep_checkpoints(now);
+        }
+        if cfg!(debug_assertions) {
+            self.check_invariants();
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    fn check_invariants(&self) {
+        for (number, channel) in &self.channels {
+            assert_eq!(self.by_spec.get(&channel.spec), Some(number));
+            assert!(self.feeds.get(channel.feed()).is_some_and(|feed| feed.channels.contains(number)));
+            assert_eq!(channel.subscribers.is_empty(), channel.idle_since.is_some());
+            for session in &channel.subscribers {
+                assert!(self.clients.get(session).is_some_and(|client| client.subscriptions.contains_key(number)));
+            }
+        }
+        for client in self.clients.values() {
+            for (number, subscription) in &client.subscriptions {
+                assert!(self.channels.contains_key(number));
+                assert!(subscription.ids.iter().all(|id| client.ids.get(id) == Some(&Some(*number))));
+            }
+            assert!(client.moved.is_empty());
+        }
+    }
+}
+
+/// A step of a channel as frames: changed columns of rows that were held, whole rows that entered, and what is gone.
+fn encode_delta(form: &crate::protocol::ChannelForm, prev: Version, cut: &Cut, changes: &Changes) -> Vec<Frame> {
+    let mut frames = Vec::new();
+    let open = || RowsFrame::delta(form.number, prev, cut, false);
+    let mut frame = open();
+    for changed in &changes.rows {
+        if frame.len() > crate::protocol::PAGE_BYTES {
+            frames.push(std::mem::replace(&mut frame, open()).finish(true));
+        }
+        let always = |index: usize| {
+            form.schema.key.contains(&index)
+                || form.order.iter().any(|order| order.column == form.schema.columns[index].name)
+        };
+        let differs =
+            |index: usize| changed.before.as_ref().is_none_or(|before| before.value(index) != changed.row.value(index));
+        let columns = (0..form.schema.columns.len()).filter(|&index| differs(index) || always(index));
+        frame.row(&form.schema, &changed.key, &changed.row, columns);
+    }
+    for (key, why) in &changes.gone {
+        if frame.len() > crate::protocol::PAGE_BYTES {
+            frames.push(std::mem::replace(&mut frame, open()).finish(true));
+        }
+        frame.gone(key, *why);
+    }
+    frames.push(frame.finish(false));
+    frames
+}
+
+/// The rows of a channel by key, for reads.
+fn rows_of(rows: &Rows) -> Vec<(Key, Arc<crate::entry::Row>)> {
+    rows.iter().map(|(key, held)| (key.clone(), held.row.clone())).collect()
+}

@@ -1,0 +1,179 @@
+//! The hub's task: waits for whatever wakes it, lets [`HubState`] decide, and sees to what has to be waited for.
+//!
+//! Wake-ups: the store's subscription, commands and ends of sessions, results of what was asked of Postgres and the
+//! store, and a tick of 250 ms. Each turn takes what is there, up to a bound, so that one flush serves many wake-ups.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::state::{Effect, HubState};
+use super::{COMMANDS, Command, HubHandle, HubSettings, HubStatus, SessionId};
+use crate::protocol::ChannelNumber;
+use crate::publication::{Catalogue, FeedKey};
+use crate::snapshots::{Fresh, OpenError, Snapshots};
+use crate::store::{LogRead, Store, Subscription};
+
+/// Clock of everything that happens by time: linger, heartbeats, giving up.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Wake-ups of one kind taken in a turn, so that none starves the others.
+const TURN_MAX: usize = 256;
+
+/// What was waited for.
+enum Done {
+    Landed { channel: ChannelNumber, flight: u64, outcome: Result<Fresh, OpenError> },
+    Catalogue(Option<Arc<Catalogue>>),
+    Logs { number: u64, read: Option<Vec<(FeedKey, LogRead)>> },
+    Kept,
+}
+
+/// The hub before it runs.
+pub struct HubTask {
+    state: HubState,
+    store: Arc<dyn Store>,
+    snapshots: Snapshots,
+    subscription: Subscription,
+    commands: mpsc::Receiver<Command>,
+    detached: mpsc::UnboundedReceiver<SessionId>,
+    status: watch::Sender<HubStatus>,
+}
+
+impl HubTask {
+    /// A hub, and the way to it. Nothing happens before [`Self::run`].
+    pub fn new(
+        settings: HubSettings,
+        store: Arc<dyn Store>,
+        snapshots: Snapshots,
+        subscription: Subscription,
+    ) -> (Self, HubHandle) {
+        let (command_sender, commands) = mpsc::channel(COMMANDS);
+        let (detached_sender, detached) = mpsc::unbounded_channel();
+        let (status_sender, status) = watch::channel(HubStatus::default());
+        let state = HubState::new(settings, Instant::now());
+        let task = Self { state, store, snapshots, subscription, commands, detached, status: status_sender };
+        let handle =
+            HubHandle { commands: command_sender, detached: detached_sender, status, sessions_begun: Arc::default() };
+        (task, handle)
+    }
+
+    /// Runs until it is stopped, or the store's subscription ends.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut work: JoinSet<Done> = JoinSet::new();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut commands = Vec::with_capacity(TURN_MAX);
+        let mut detached = Vec::with_capacity(TURN_MAX);
+        loop {
+            // Wake-ups: stop; a push of the store; commands; ends of sessions; something done; the tick.
+            tokio::select! {
+                () = stop.cancelled() => return,
+                push = self.subscription.next() => {
+                    let Some(push) = push else { return };
+                    self.state.on_push(push, Instant::now());
+                    for _ in 1..TURN_MAX {
+                        let Some(push) = self.subscription.try_next() else { break };
+                        self.state.on_push(push, Instant::now());
+                    }
+                }
+                taken = self.commands.recv_many(&mut commands, TURN_MAX) => {
+                    if taken == 0 {
+                        return;
+                    }
+                    for command in commands.drain(..) {
+                        self.state.on_command(command, Instant::now());
+                    }
+                }
+                _ = self.detached.recv_many(&mut detached, TURN_MAX) => {
+                    for session in detached.drain(..) {
+                        self.state.on_detach(session, Instant::now());
+                    }
+                }
+                Some(done) = work.join_next() => self.take_done(done),
+                _ = ticks.tick() => {
+                    self.state.on_tick(Instant::now());
+                    self.status.send_replace(self.state.status());
+                    let status = self.state.status();
+                    metrics::gauge!("rowcast_channels").set(status.channels as f64);
+                    if let Some(cut) = &status.cut {
+                        metrics::gauge!("rowcast_version").set(cut.version.0 as f64);
+                    }
+                }
+            }
+            for effect in self.state.finish_turn(Instant::now()) {
+                self.see_to(effect, &mut work);
+            }
+            self.status.send_if_modified(|status| {
+                let now = self.state.status();
+                let news = status.cut != now.cut || status.last_beat != now.last_beat;
+                if news {
+                    *status = now;
+                }
+                news
+            });
+        }
+    }
+
+    fn take_done(&mut self, done: Result<Done, tokio::task::JoinError>) {
+        let now = Instant::now();
+        match done {
+            Ok(Done::Landed { channel, flight, outcome }) => self.state.on_landed(channel, flight, outcome, now),
+            Ok(Done::Catalogue(catalogue)) => self.state.on_catalogue(catalogue, now),
+            Ok(Done::Logs { number, read }) => self.state.on_logs(number, read, now),
+            Ok(Done::Kept) => {}
+            Err(error) => tracing::error!(%error, "work of the hub failed"),
+        }
+    }
+
+    fn see_to(&mut self, effect: Effect, work: &mut JoinSet<Done>) {
+        match effect {
+            Effect::Feed(feed) => self.subscription.feed(&feed),
+            Effect::Unfeed(feed) => self.subscription.unfeed(&feed),
+            Effect::Open { channel, flight, order } => {
+                let snapshots = self.snapshots.clone();
+                work.spawn(async move {
+                    let outcome = snapshots.open(&order).await;
+                    Done::Landed { channel, flight, outcome }
+                });
+            }
+            Effect::LoadCatalogue => {
+                let snapshots = self.snapshots.clone();
+                work.spawn(async move {
+                    let loaded = snapshots.load_catalogue().await;
+                    if let Err(error) = &loaded {
+                        tracing::warn!(%error, "the publications cannot be read");
+                        // A failure is tried again; not at once.
+                        tokio::time::sleep(Duration::from_millis(500)).await;
+                    }
+                    Done::Catalogue(loaded.ok().map(Arc::new))
+                });
+            }
+            Effect::ReadLogs { number, after, feeds } => {
+                let store = self.store.clone();
+                work.spawn(async move {
+                    let mut read = Vec::with_capacity(feeds.len());
+                    for feed in feeds {
+                        match store.read_log(&feed, after).await {
+                            Ok(log) => read.push((feed, log)),
+                            Err(error) => {
+                                tracing::warn!(%error, %feed, "the log cannot be read");
+                                return Done::Logs { number, read: None };
+                            }
+                        }
+                    }
+                    Done::Logs { number, read: Some(read) }
+                });
+            }
+            Effect::Keep { feed, channel, checkpoint, first } => {
+                let snapshots = self.snapshots.clone();
+                work.spawn(async move {
+                    snapshots.keep(&feed, &channel, *checkpoint, first).await;
+                    Done::Kept
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! Where a channel's rows come from: a checkpoint of the store rolled forward by the log, else one query in Postgres.
+//!
+//! ```text
+//!   checkpoint in the store? ── yes ─▶ roll forward with the log ─▶ stands at a version
+//!        │ no, or it does not roll
+//!        ▼
+//!   the cluster's lock for this channel? ── held by another node ─▶ wait for its checkpoint, look again
+//!        │ ours
+//!        ▼
+//!   one REPEATABLE READ transaction: lock the table, then the snapshot S(q), the catalogue, the rows
+//!        └─▶ stands at S(q); or, if the change log has nothing of this publication outside S(m), at m
+//! ```
+//!
+//! The key of every flight and entry contains the resolved permission. Nothing here decides when rows are shown: the hub
+//! brings what lands to its own version first. No query of ours waits for a lock while it holds one, and a query that
+//! somebody waits behind is cancelled.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgPool;
+use sqlx::{AssertSqlSafe, Postgres, Row as _};
+use tokio::time::Instant;
+
+use crate::capture::catalogue;
+use crate::checkpoint::Checkpoint;
+use crate::entry::{Key, Row};
+use crate::protocol::{ErrorCode, Refusal};
+use crate::publication::{Catalogue, FeedKey, Publication, Schema};
+use crate::query::ChannelSpec;
+use crate::rows::Rows;
+use crate::store::Store;
+use crate::version::{Cut, Epoch, PgSnapshot, Version};
+
+/// How long the cluster's lock for a query lasts if its holder dies.
+const LOCK_TTL: Duration = Duration::from_secs(10);
+
+/// How long a node waits for the checkpoint of the lock's holder before it asks Postgres itself.
+const OTHERS_WAIT: Duration = Duration::from_secs(5);
+
+/// How often it looks.
+const OTHERS_POLL: Duration = Duration::from_millis(25);
+
+/// How long one flight tries to lock its table; the hub then starts another.
+const TABLE_LOCK_WAIT: Duration = Duration::from_secs(3);
+
+/// How often a running query looks whether somebody waits behind its lock.
+const WAITERS_POLL: Duration = Duration::from_millis(300);
+
+/// An order to read a channel's rows.
+#[derive(Clone, Debug)]
+pub struct OpenOrder {
+    pub spec: ChannelSpec,
+    pub publication: Arc<Publication>,
+    /// The node's cut: what lands must contain it.
+    pub at: Cut,
+    /// The catalogue as of `at`, if it is known.
+    pub catalogue_id: Option<String>,
+    /// A checkpoint below this version does not contain the marker that caused the order.
+    pub at_least: Version,
+}
+
+/// Where rows stand that were read outside of a cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At a version.
+    At(Version),
+    /// At a snapshot of their own, between two versions.
+    Sees(PgSnapshot),
+}
+
+/// Rows that were read.
+#[derive(Debug)]
+pub struct Fresh {
+    pub rows: Rows,
+    pub place: Place,
+    pub schema: Arc<Schema>,
+    pub epoch: Epoch,
+}
+
+/// Why no rows were read.
+#[derive(Debug)]
+pub enum OpenError {
+    /// Final for this channel.
+    Refused(Refusal),
+    /// Passes: something moved, or a part is not reachable. For logs.
+    Again(String),
+}
+
+impl From<sqlx::Error> for OpenError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Again(error.to_string())
+    }
+}
+
+/// Limits of what is read.
+#[derive(Clone, Debug)]
+pub struct SnapshotSettings {
+    pub rows_max: usize,
+    /// Bytes of rows as JSON text.
+    pub bytes_max: usize,
+    pub checkpoint_ttl: Duration,
+    pub checkpoint_every: Duration,
+}
+
+/// Reads and keeps channels.
+#[derive(Clone)]
+pub struct Snapshots {
+    database: PgPool,
+    store: Arc<dyn Store>,
+    /// Unique to this process: who holds a lock.
+    node: Arc<str>,
+    settings: SnapshotSettings,
+}
+
+impl Snapshots {
+    pub fn new(database: PgPool, store: Arc<dyn Store>, node: Arc<str>, settings: SnapshotSettings) -> Self {
+        Self { database, store, node, settings }
+    }
+
+    /// The publications as Postgres has them now.
+    ///
+    /// # Errors
+    /// Postgres cannot be reached, or has no rowcast schema.
+    pub async fn load_catalogue(&self) -> Result<Catalogue, sqlx::Error> {
+        let mut connection = self.database.acquire().await?;
+        catalogue::describe(&mut connection).await
+    }
+
+    /// Reads a channel's rows from wherever they are cheapest.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open(&self, order: &OpenOrder) -> Result<Fresh, OpenError> {
+        let feed = &order.spec.feed;
+        let hash = order.spec.hash();
+        let deadline = Instant::now() + OTHERS_WAIT;
+        loop {
+            if let Some(fresh) = self.from_checkpoint(order, &hash).await {
+                metrics::counter!("rowcast_snapshot_cache_total", "result" => "hit").increment(1);
+                return Ok(fresh);
+            }
+            // Without the store every node asks Postgres, which is right, if not cheap.
+            let ours = self.store.lock(feed, &hash, &self.node, LOCK_TTL).await.unwrap_or(true);
+            if ours || Instant::now() >= deadline {
+                break;
+            }
+            tokio::time::sleep(OTHERS_POLL).await;
+        }
+        // The holder before us may have kept its checkpoint between our look and our lock.
+        if let Some(fresh) = self.from_checkpoint(order, &hash).await {
+            metrics::counter!("rowcast_snapshot_cache_total", "result" => "hit").increment(1);
+            self.unlock(feed, &hash).await;
+            return Ok(fresh);
+        }
+        metrics::counter!("rowcast_snapshot_cache_total", "result" => "miss").increment(1);
+        let fresh = self.query(order).await;
+        if fresh.is_err() {
+            self.unlock(feed, &hash).await;
+        }
+        fresh
+    }
+
+    /// Writes a checkpoint. `first`: after our own query, so that the lock can be given back; else at most one node of
+    /// the cluster writes in each interval.
+    pub async fn keep(&self, feed: &FeedKey, channel: &str, checkpoint: Checkpoint, first: bool) {
+        if !first {
+            let refresh = format!("{channel}.refresh");
+            let interval = self.settings.checkpoint_every;
+            match self.store.lock(feed, &refresh, &self.node, interval).await {
+                Ok(true) => {}
+                Ok(false) | Err(_) => return,
+            }
+        }
+        let encoded = tokio::task::spawn_blocking(move || checkpoint.encode()).await;
+        match encoded {
+            Ok(Ok(bytes)) => {
+                if let Err(error) = self.store.put_checkpoint(feed, channel, bytes, self.settings.checkpoint_ttl).await
+                {
+                    tracing::debug!(%error, %feed, "a checkpoint was not kept");
+                }
+            }
+            Ok(Err(error)) => tracing::error!(%error, %feed, "a checkpoint could not be encoded"),
+            Err(error) => tracing::error!(%error, %feed, "encoding a checkpoint failed"),
+        }
+        if first {
+            self.unlock(feed, channel).await;
+        }
+    }
+
+    async fn unlock(&self, feed: &FeedKey, channel: &str) {
+        if let Err(error) = self.store.unlock(feed, channel, &self.node).await {
+            tracing::debug!(%error, %feed, "a lock was not given back; it lapses by itself");
+        }
+    }
+
+    /// The store's checkpoint, rolled forward; `None` where that does not lead to the node's version.
+    async fn from_checkpoint(&self, order: &OpenOrder, hash: &str) -> Option<Fresh> {
+        let feed = &order.spec.feed;
+        let bytes = match self.store.checkpoint(feed, hash).await {
+            Ok(bytes) => bytes?,
+            Err(error) => {
+                tracing::debug!(%error, %feed, "no checkpoint could be read");
+                return None;
+            }
+        };
+        let decoded = tokio::task::spawn_blocking(move || Checkpoint::decode(&bytes)).await;
+        let checkpoint = match decoded {
+            Ok(Ok(checkpoint)) => checkpoint,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, %feed, "a checkpoint that cannot be read");
+                return None;
+            }
+            Err(_) => return None,
+        };
+        if checkpoint.cut.epoch != order.at.epoch || checkpoint.cut.version < order.at_least {
+            return None;
+        }
+        let log = self.store.read_log(feed, checkpoint.cut.version).await.ok()?;
+        let (head, entries) = (log.head?, log.entries?);
+        let rolled = match checkpoint.roll_forward(&entries, &head) {
+            Ok(rolled) => rolled,
+            Err(why) => {
+                tracing::debug!(%why, %feed, "a checkpoint that does not roll forward");
+                return None;
+            }
+        };
+        (rolled.cut.version >= order.at.version).then(|| Fresh {
+            rows: rolled.rows,
+            place: Place::At(rolled.cut.version),
+            schema: rolled.schema,
+            epoch: rolled.cut.epoch,
+        })
+    }
+
+    /// One query in Postgres.
+    async fn query(&self, order: &OpenOrder) -> Result<Fresh, OpenError> {
+        metrics::counter!("rowcast_snapshot_queries_total").increment(1);
+        let mut connection = self.database.acquire().await?;
+        let fresh = self.query_on(&mut connection, order).await;
+        match &fresh {
+            Ok(_) => {
+                sqlx::raw_sql("commit").execute(&mut *connection).await?;
+            }
+            // What state the connection is in is not worth finding out.
+            Err(_) => connection.close_on_drop(),
+        }
+        fresh
+    }
+
+    async fn query_on(&self, connection: &mut PoolConnection<Postgres>, order: &OpenOrder) -> Result<Fresh, OpenError> {
+        let relation = &order.publication.relation;
+        lock_table(connection, relation).await?;
+        let row = sqlx::query("select pg_current_snapshot()::text, rowcast.identity(), pg_backend_pid()")
+            .fetch_one(&mut **connection)
+            .await?;
+        let seen: PgSnapshot =
+            row.try_get::<&str, _>(0)?.parse().map_err(|error| OpenError::Again(format!("{error}")))?;
+        let Some(identity) = row.try_get::<Option<&str>, _>(1)? else {
+            return Err(OpenError::Again("no leader has begun an epoch yet".to_owned()));
+        };
+        let epoch = Epoch::of_identity(identity);
+        let backend: i32 = row.try_get(2)?;
+        let described = catalogue::describe(connection).await?;
+        let publication = described
+            .publications
+            .get(&order.spec.feed.name)
+            .filter(|publication| publication.feed == order.spec.feed && publication.relation == *relation)
+            .ok_or_else(|| OpenError::Again("the publication has changed".to_owned()))?;
+        let at_version = order.at.epoch == epoch
+            && order.catalogue_id.as_deref() == Some(&*described.id())
+            && self.stands_at(connection, publication, &order.at.snapshot).await?;
+
+        let reading = read_rows(connection, publication, &self.settings);
+        tokio::pin!(reading);
+        let mut looks = tokio::time::interval(WAITERS_POLL);
+        looks.tick().await;
+        let rows = loop {
+            tokio::select! {
+                rows = &mut reading => break rows?,
+                _ = looks.tick() => self.make_way(backend).await,
+            }
+        };
+        let version = order.at.version;
+        Ok(Fresh {
+            rows: Rows::at(version, rows),
+            place: if at_version { Place::At(version) } else { Place::Sees(seen) },
+            schema: publication.schema.clone(),
+            epoch,
+        })
+    }
+
+    /// Whether nothing of the publication has changed between the node's cut and this transaction's snapshot.
+    async fn stands_at(
+        &self,
+        connection: &mut PoolConnection<Postgres>,
+        publication: &Publication,
+        cut: &PgSnapshot,
+    ) -> Result<bool, OpenError> {
+        let running: Vec<String> = cut.xip().iter().map(u64::to_string).collect();
+        let row = sqlx::query(
+            "select not coalesce($3 = any(rowcast.changed_publications($1::text::xid8, $2::text[]::xid8[])), false)",
+        )
+        .bind(cut.xmax().to_string())
+        .bind(running)
+        .bind(publication.id)
+        .fetch_one(&mut **connection)
+        .await?;
+        Ok(row.try_get(0)?)
+    }
+
+    /// Cancels our own query if somebody waits for a lock that it holds.
+    async fn make_way(&self, backend: i32) {
+        let cancelled = sqlx::query(
+            "select pg_cancel_backend($1) where exists (
+                 select from pg_locks as waiter where not waiter.granted and $1 = any(pg_blocking_pids(waiter.pid)))",
+        )
+        .bind(backend)
+        .fetch_optional(&self.database)
+        .await;
+        match cancelled {
+            Ok(Some(_)) => tracing::info!("a snapshot query makes way for somebody who waits for its table"),
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, "cannot look for waiters"),
+        }
+    }
+}
+
+/// Begins the transaction and locks the table before any snapshot is taken: with the snapshot first, a rewriting ALTER or
+/// a TRUNCATE would leave the reader an empty table. Never waits in Postgres.
+async fn lock_table(connection: &mut PoolConnection<Postgres>, relation: &str) -> Result<(), OpenError> {
+    let deadline = Instant::now() + TABLE_LOCK_WAIT;
+    // The relation comes quoted from `rowcast.describe()`.
+    let begin =
+        format!("begin isolation level repeatable read read only; lock table {relation} in access share mode nowait");
+    loop {
+        match sqlx::raw_sql(AssertSqlSafe(begin.clone())).execute(&mut **connection).await {
+            Ok(_) => return Ok(()),
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("55P03") => {
+                sqlx::raw_sql("rollback").execute(&mut **connection).await?;
+                if Instant::now() >= deadline {
+                    return Err(OpenError::Again(format!("{relation} is locked")));
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+async fn read_rows(
+    connection: &mut PoolConnection<Postgres>,
+    publication: &Publication,
+    settings: &SnapshotSettings,
+) -> Result<Vec<(Key, Arc<Row>)>, OpenError> {
+    let Publication { key_sql, row_sql, relation, .. } = publication;
+    // All three come from `rowcast.describe()`, with identifiers quoted.
+    let sql = format!("select {key_sql}, {row_sql} from {relation} as r");
+    let mut reading = sqlx::query(AssertSqlSafe(sql)).persistent(false).fetch(&mut **connection);
+    let mut rows = Vec::new();
+    let mut bytes = 0;
+    while let Some(row) = reading.try_next().await? {
+        let text: &str = row.try_get(1)?;
+        bytes += text.len();
+        if rows.len() >= settings.rows_max || bytes > settings.bytes_max {
+            return Err(OpenError::Refused(Refusal::new(
+                ErrorCode::TooManyRows,
+                format!("the channel has more than {} rows or {} MiB", settings.rows_max, settings.bytes_max >> 20),
+            )));
+        }
+        let parsed = Row::parse(text).map_err(|error| OpenError::Again(format!("a row that is not JSON: {error}")))?;
+        rows.push((Key::new(row.try_get::<&str, _>(0)?), Arc::new(parsed)));
+    }
+    Ok(rows)
+}
