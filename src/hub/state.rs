@@ -26,6 +26,8 @@ use crate::version::{Cut, Version};
 
 mod deliver;
 mod subscribe;
+#[cfg(test)]
+mod tests;
 
 /// Without a beat for this long the pipeline is not known to work: clients are told `late`.
 const BEAT_LATE: Duration = Duration::from_secs(3);

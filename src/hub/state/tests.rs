@@ -1,0 +1,505 @@
+//! The hub's decisions, wake-up by wake-up, without a task, a store or a database.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::{Effect, HubState};
+use crate::entry::{Key, PartsWriter, Row, States};
+use crate::hub::inbox::{Inbox, inbox};
+use crate::hub::{Command, HubSettings, SessionId, Subscribe};
+use crate::identity::Identity;
+use crate::protocol::{ChannelNumber, Resume};
+use crate::publication::{Catalogue, Column, FeedKey, Policy, Publication, Schema};
+use crate::query::ChannelRequest;
+use crate::rows::Rows;
+use crate::snapshots::{Fresh, Place};
+use crate::store::{Beat, Entry, LogRead, Push, Touched};
+use crate::version::{Cut, Epoch, Version};
+
+const EPOCH: &str = "k3f9";
+
+struct Node {
+    state: HubState,
+    now: Instant,
+    commands: mpsc::Sender<Command>,
+    _taken: mpsc::Receiver<Command>,
+    effects: Vec<Effect>,
+}
+
+fn schema() -> Schema {
+    let column = |name: &str| Column { name: name.into(), type_name: "int4".into() };
+    Schema { columns: vec![column("id"), column("n")], key: vec![0] }
+}
+
+fn feed(name: &str) -> FeedKey {
+    FeedKey { name: name.into(), generation: 1 }
+}
+
+fn publication(name: &str) -> Publication {
+    Publication {
+        feed: feed(name),
+        id: 1,
+        relation: format!("public.{name}"),
+        policy: Policy::Public,
+        schema: Arc::new(schema()),
+        schema_id: schema().id().into(),
+        bulk_rows: 10_000,
+        key_sql: String::new(),
+        row_sql: String::new(),
+        by_key_sql: String::new(),
+        fingerprint: String::new(),
+    }
+}
+
+fn cut_of(epoch: &str, version: u64) -> Cut {
+    Cut {
+        epoch: Epoch::new(epoch),
+        version: Version(version),
+        // Each version sees ten transactions more.
+        snapshot: format!("{0}:{0}:", version * 10).parse().expect("a snapshot"),
+        as_of: version as i64,
+    }
+}
+
+fn row(id: u64, n: u64) -> (Key, Arc<Row>) {
+    (Key::new(format!("[{id}]")), Arc::new(Row::parse(&format!("[{id},{n}]")).expect("a row")))
+}
+
+impl Node {
+    fn new() -> Self {
+        let (commands, taken) = mpsc::channel(64);
+        let now = Instant::now();
+        let state = HubState::new(HubSettings::default(), now);
+        let mut node = Self { state, now, commands, _taken: taken, effects: Vec::new() };
+        let catalogue = Catalogue {
+            publications: ["a", "b"].map(|name| (name.into(), Arc::new(publication(name)))).into_iter().collect(),
+        };
+        node.state.on_catalogue(Some(Arc::new(catalogue)), now);
+        node.beat(EPOCH, 40, 40, &[]);
+        node
+    }
+
+    fn turn(&mut self) {
+        let effects = self.state.finish_turn(self.now);
+        self.effects.extend(effects);
+    }
+
+    fn beat(&mut self, epoch: &str, base: u64, version: u64, touched: &[&str]) {
+        let touched = touched.iter().map(|name| Touched { feed: feed(name), parts: 1 }).collect();
+        let cut = cut_of(epoch, version);
+        let beat = Beat { base: Version(base), polled_at: cut.as_of, cut, touched, catalogue: String::new() };
+        self.state.on_push(Push::Beat(beat), self.now);
+        self.turn();
+    }
+
+    fn entry(base: u64, version: u64, states: Vec<String>) -> Arc<Entry> {
+        let cut = cut_of(EPOCH, version);
+        Arc::new(Entry {
+            epoch: cut.epoch,
+            version: cut.version,
+            snapshot: cut.snapshot,
+            as_of: cut.as_of,
+            base: Version(base),
+            prev: Version(base),
+            states,
+        })
+    }
+
+    fn states(rows: &[(u64, Option<u64>)]) -> Vec<String> {
+        let mut writer = PartsWriter::new(&schema().id());
+        for (id, n) in rows {
+            writer.push(&format!("[{id}]"), n.map(|n| format!("[{id},{n}]")).as_deref());
+        }
+        writer.finish()
+    }
+
+    /// One version: what it says of each publication, pushed and closed.
+    fn version(&mut self, version: u64, changes: &[(&str, &[(u64, Option<u64>)])]) {
+        for (name, rows) in changes {
+            let entry = Self::entry(version - 1, version, Self::states(rows));
+            self.state.on_push(Push::Entry(feed(name), entry), self.now);
+        }
+        let names: Vec<&str> = changes.iter().map(|(name, _)| *name).collect();
+        self.beat(EPOCH, version - 1, version, &names);
+    }
+
+    fn marker(&mut self, version: u64, name: &str) {
+        let entry = Self::entry(version - 1, version, vec![States::marker_part("truncate")]);
+        self.state.on_push(Push::Entry(feed(name), entry), self.now);
+        self.beat(EPOCH, version - 1, version, &[name]);
+    }
+
+    fn attach(&mut self, number: u64) -> Inbox {
+        let session = SessionId(number);
+        let (outbox, inbox) = inbox(session, self.commands.clone());
+        self.state.on_command(Command::Attach { session, outbox }, self.now);
+        inbox
+    }
+
+    fn subscribe(&mut self, session: u64, id: u64, name: &str, resume: Option<(String, u64)>) {
+        let resume = resume.map(|(tag, version)| Resume { tag, epoch: Epoch::new(EPOCH), version: Version(version) });
+        let subscribe = Subscribe {
+            session: SessionId(session),
+            id,
+            request: ChannelRequest::parse(name),
+            identity: Identity::Anonymous,
+            resume,
+        };
+        self.state.on_command(Command::Subscribe(Box::new(subscribe)), self.now);
+        self.turn();
+    }
+
+    /// The flights asked for since the last look.
+    fn flights(&mut self) -> Vec<(ChannelNumber, u64, String)> {
+        let (flights, rest) = std::mem::take(&mut self.effects)
+            .into_iter()
+            .partition::<Vec<_>, _>(|effect| matches!(effect, Effect::Open { .. }));
+        self.effects = rest;
+        flights
+            .into_iter()
+            .filter_map(|effect| match effect {
+                Effect::Open { channel, flight, order } => Some((channel, flight, order.spec.feed.name.to_string())),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn land(&mut self, flight: &(ChannelNumber, u64, String), place: Place, rows: &[(u64, u64)]) {
+        let version = match &place {
+            Place::At(version) => *version,
+            Place::Sees(_) => Version(0),
+        };
+        let fresh = Fresh {
+            rows: Rows::at(version, rows.iter().map(|&(id, n)| row(id, n))),
+            place,
+            schema: Arc::new(schema()),
+            epoch: Epoch::new(EPOCH),
+        };
+        self.state.on_landed(flight.0, flight.1, Ok(fresh), self.now);
+        self.turn();
+    }
+
+    fn written(&mut self, session: u64) {
+        self.state.on_command(Command::Drained(SessionId(session)), self.now);
+        self.turn();
+    }
+
+    fn later(&mut self, by: Duration) {
+        self.now += by;
+        self.state.on_tick(self.now);
+        self.turn();
+    }
+
+    /// A client of both publications, up to date.
+    fn client_of_both(&mut self, session: u64) -> Inbox {
+        let mut client = self.attach(session);
+        self.subscribe(session, 1, "a", None);
+        self.subscribe(session, 2, "b", None);
+        for flight in self.flights() {
+            let at = self.state.position.as_ref().expect("a position").cut.version;
+            self.land(&flight, Place::At(at), &[(1, 100)]);
+        }
+        take(&mut client);
+        self.written(session);
+        take(&mut client);
+        self.written(session);
+        client
+    }
+}
+
+fn take(inbox: &mut Inbox) -> Vec<Value> {
+    let mut frames = Vec::new();
+    while let Some(mut delivery) = inbox.try_next() {
+        while let Some(frame) = delivery.next_frame() {
+            frames.push(serde_json::from_str(frame.as_str()).expect("JSON"));
+        }
+    }
+    frames
+}
+
+fn ops(frames: &[Value]) -> Vec<&str> {
+    frames.iter().map(|frame| frame["op"].as_str().expect("an op")).collect()
+}
+
+#[test]
+fn a_subscription_is_answered_by_a_snapshot_and_then_by_changed_columns() {
+    let mut node = Node::new();
+    let mut client = node.attach(1);
+    node.subscribe(1, 7, "a", None);
+    let flights = node.flights();
+    assert_eq!(flights.len(), 1);
+    assert!(take(&mut client).is_empty());
+    node.land(&flights[0], Place::At(Version(40)), &[(1, 10), (2, 20)]);
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["subscribed", "snapshot"]);
+    assert_eq!((&frames[0]["version"], &frames[0]["resumed"]), (&json!(40), &json!(false)));
+    assert_eq!(frames[1]["rows"].as_array().map(Vec::len), Some(2));
+    node.version(41, &[("a", &[(1, Some(11)), (2, None), (9, None)])]);
+    let frames = take(&mut client);
+    assert_eq!(
+        frames,
+        [json!({"op":"delta","ch":1,"prev":40,"version":41,"as_of":41,"rows":[{"id":1,"n":11}],
+            "gone":[{"key":[2],"why":"deleted"}]})]
+    );
+}
+
+#[test]
+fn channels_of_a_client_move_in_one_step() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    node.version(41, &[("a", &[(1, Some(90))]), ("b", &[(1, Some(110))])]);
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["step", "delta", "delta", "live"]);
+    assert_eq!((&frames[0]["version"], &frames[3]["version"]), (&json!(41), &json!(41)));
+    node.version(42, &[("b", &[(1, Some(111))])]);
+    assert_eq!(ops(&take(&mut client)), ["delta"]);
+}
+
+#[test]
+fn a_client_with_a_channel_under_resync_stands_still_and_then_moves_in_one_step() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    node.marker(41, "a");
+    node.version(42, &[("b", &[(1, Some(42))])]);
+    assert!(take(&mut client).is_empty(), "nothing moves while a channel is read again");
+    let flights = node.flights();
+    assert_eq!(flights.len(), 1);
+    // Read between 42 and 43: it becomes version 43.
+    node.land(&flights[0], Place::Sees("425:425:".parse().expect("a snapshot")), &[(5, 50)]);
+    assert!(take(&mut client).is_empty());
+    node.version(43, &[("a", &[(6, Some(60))])]);
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["step", "delta", "delta", "live"]);
+    assert_eq!(frames[1]["rows"].as_array().map(Vec::len), Some(2));
+    assert_eq!(frames[1]["gone"], json!([{"key":[1],"why":"deleted"}]));
+    assert_eq!((&frames[1]["prev"], &frames[1]["version"]), (&json!(40), &json!(43)));
+    assert_eq!(frames[2]["rows"], json!([{"id":1,"n":42}]));
+}
+
+#[test]
+fn rows_that_do_not_contain_the_marker_are_read_again() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    node.marker(41, "a");
+    let first = node.flights();
+    node.marker(42, "a");
+    assert!(node.flights().is_empty(), "the reading in the air may contain the second marker");
+    node.land(&first[0], Place::Sees("411:411:".parse().expect("a snapshot")), &[(5, 50)]);
+    let second = node.flights();
+    node.beat(EPOCH, 42, 43, &[]);
+    assert!(take(&mut client).is_empty(), "the first reading does not contain it");
+    node.land(&second[0], Place::Sees("421:421:".parse().expect("a snapshot")), &[(6, 60)]);
+    node.beat(EPOCH, 43, 44, &[]);
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["delta", "live"]);
+    assert_eq!(frames[0]["rows"], json!([{"id":6,"n":60}]));
+}
+
+#[test]
+fn a_slow_client_gets_each_changed_row_once_in_its_latest_state() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    let mut fast = node.client_of_both(2);
+    for version in 41..241 {
+        node.version(version, &[("a", &[(1, Some(version)), (version, Some(1))])]);
+        assert_eq!(take(&mut fast).len(), 1);
+    }
+    let frames = take(&mut client);
+    assert_eq!(frames.len(), crate::hub::INBOX_DELIVERIES);
+    let told = frames.last().expect("frames")["version"].as_u64().expect("a version");
+    node.written(1);
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["delta", "live"]);
+    assert_eq!((&frames[0]["prev"], &frames[0]["version"]), (&json!(told), &json!(240)));
+    assert_eq!(frames[0]["rows"].as_array().map(Vec::len), Some(1 + 240 - told as usize));
+    node.version(241, &[("a", &[(1, Some(0))])]);
+    assert_eq!(ops(&take(&mut client)), ["delta"], "it is level again");
+}
+
+#[test]
+fn resume_is_answered_by_what_changed_or_by_a_snapshot_but_never_in_the_past() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    node.version(41, &[("a", &[(2, Some(20))])]);
+    node.version(42, &[("a", &[(1, None)])]);
+    take(&mut client);
+    let number = *node.state.channels.keys().min().expect("a channel");
+    let tag = node.state.channels[&number].form.as_ref().expect("live").tag.clone();
+
+    let mut resumed = node.attach(2);
+    node.subscribe(2, 1, "a", Some((tag.clone(), 41)));
+    let frames = take(&mut resumed);
+    assert_eq!(ops(&frames), ["subscribed", "delta"]);
+    assert_eq!((&frames[0]["resumed"], &frames[0]["version"]), (&json!(true), &json!(41)));
+    assert_eq!(frames[1]["gone"], json!([{"key":[1],"why":"deleted"}]));
+
+    let mut level = node.attach(3);
+    node.subscribe(3, 1, "a", Some((tag.clone(), 42)));
+    assert_eq!(ops(&take(&mut level)), ["subscribed"]);
+
+    let mut old = node.attach(4);
+    node.subscribe(4, 1, "a", Some((tag.clone(), 39)));
+    assert_eq!(ops(&take(&mut old)), ["subscribed", "snapshot"]);
+
+    let mut other_tag = node.attach(5);
+    node.subscribe(5, 1, "a", Some(("zzz".into(), 42)));
+    assert_eq!(take(&mut other_tag)[0]["resumed"], json!(false));
+
+    let mut ahead = node.attach(6);
+    node.subscribe(6, 1, "a", Some((tag.clone(), 44)));
+    assert!(take(&mut ahead).is_empty(), "the node lags behind the client");
+    node.version(43, &[("a", &[(3, Some(30))])]);
+    assert!(take(&mut ahead).is_empty());
+    node.version(44, &[("a", &[(4, Some(40))])]);
+    assert_eq!(ops(&take(&mut ahead)), ["subscribed"]);
+
+    let mut never = node.attach(7);
+    node.subscribe(7, 1, "a", Some((tag, 99)));
+    node.later(Duration::from_secs(11));
+    let frames = take(&mut never);
+    let error = frames.iter().find(|frame| frame["op"] == "error").expect("an error");
+    assert_eq!((&error["code"], &error["retry"], &error["id"]), (&json!("unavailable"), &json!(true), &json!(1)));
+}
+
+#[test]
+fn what_was_not_pushed_is_read_from_the_log_and_told_in_one_step() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    node.beat(EPOCH, 42, 43, &["a"]);
+    let Some(Effect::ReadLogs { number, after, feeds }) =
+        std::mem::take(&mut node.effects).into_iter().find(|effect| matches!(effect, Effect::ReadLogs { .. }))
+    else {
+        panic!("the log is read")
+    };
+    assert_eq!((after, feeds.len()), (Version(40), 2));
+    let head = Some(cut_of(EPOCH, 43));
+    let entries_a =
+        vec![Node::entry(40, 41, Node::states(&[(1, Some(41))])), Node::entry(42, 43, Node::states(&[(1, Some(43))]))];
+    let entries_b = vec![Node::entry(41, 42, Node::states(&[(1, Some(42))]))];
+    let read = vec![
+        (feed("a"), LogRead { head: head.clone(), entries: Some(entries_a) }),
+        (feed("b"), LogRead { head, entries: Some(entries_b) }),
+    ];
+    node.state.on_logs(number, Some(read), node.now);
+    node.turn();
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["step", "delta", "delta", "live"]);
+    assert_eq!(frames[1]["rows"], json!([{"id":1,"n":43}]));
+}
+
+#[test]
+fn a_log_that_does_not_reach_back_leads_to_a_resync_of_that_feed_alone() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    node.beat(EPOCH, 42, 43, &["a"]);
+    node.effects.clear();
+    let head = Some(cut_of(EPOCH, 43));
+    let number = node.state.reading_logs.expect("the log is read");
+    let read = vec![
+        (feed("a"), LogRead { head: head.clone(), entries: None }),
+        (feed("b"), LogRead { head, entries: Some(vec![]) }),
+    ];
+    node.state.on_logs(number, Some(read), node.now);
+    node.turn();
+    let flights = node.flights();
+    assert_eq!(flights.iter().map(|flight| flight.2.as_str()).collect::<Vec<_>>(), ["a"]);
+    assert!(take(&mut client).is_empty());
+    node.land(&flights[0], Place::At(Version(43)), &[(1, 100), (3, 1)]);
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["delta", "live"]);
+    assert_eq!(frames[0]["rows"], json!([{"id":3,"n":1}]));
+}
+
+#[test]
+fn a_new_epoch_is_told_with_the_difference() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    node.beat("next", 0, 50, &[]);
+    assert!(take(&mut client).is_empty());
+    for flight in node.flights() {
+        let fresh = Fresh {
+            rows: Rows::at(Version(50), [row(1, 100), row(2, 200)]),
+            place: Place::At(Version(50)),
+            schema: Arc::new(schema()),
+            epoch: Epoch::new("next"),
+        };
+        node.state.on_landed(flight.0, flight.1, Ok(fresh), node.now);
+        node.turn();
+    }
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["step", "delta", "delta", "live"]);
+    assert_eq!((&frames[1]["epoch"], &frames[3]["epoch"]), (&json!("next"), &json!("next")));
+    assert_eq!(frames[1]["rows"], json!([{"id":2,"n":200}]));
+}
+
+#[test]
+fn a_beat_below_our_version_changes_nothing_and_a_replay_above_it_does_no_harm() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    node.version(41, &[("a", &[(1, Some(41))])]);
+    take(&mut client);
+    node.beat(EPOCH, 30, 35, &["a"]);
+    assert_eq!(node.state.position.as_ref().expect("a position").cut.version, Version(41));
+    let entry = Node::entry(35, 45, Node::states(&[(1, Some(41)), (2, Some(2))]));
+    node.state.on_push(Push::Entry(feed("a"), entry), node.now);
+    node.beat(EPOCH, 35, 45, &["a"]);
+    let frames = take(&mut client);
+    assert_eq!(frames[0]["rows"], json!([{"id":2,"n":2}]), "a state that we have is not told again");
+}
+
+#[test]
+fn ids_are_unique_shared_and_free_again() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    node.subscribe(1, 1, "b", None);
+    node.subscribe(1, 3, "a", None);
+    let frames = take(&mut client);
+    assert_eq!((&frames[0]["code"], &frames[0]["id"]), (&json!("duplicate_id"), &json!(1)));
+    assert_eq!((&frames[1]["shared"], &frames[1]["id"]), (&json!(true), &json!(3)));
+    node.state.on_command(Command::Unsubscribe { session: SessionId(1), id: 1 }, node.now);
+    node.state.on_command(Command::Unsubscribe { session: SessionId(1), id: 1 }, node.now);
+    node.turn();
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["unsubscribed", "error"]);
+    assert_eq!((&frames[1]["code"], frames[1].get("id")), (&json!("unknown_id"), None));
+    node.version(41, &[("a", &[(1, Some(41))])]);
+    assert_eq!(take(&mut client).len(), 1, "the other id still has the channel");
+    node.state.on_detach(SessionId(1), node.now);
+    node.later(Duration::from_secs(31));
+    assert!(node.state.channels.is_empty() && node.state.feeds.is_empty());
+}
+
+#[test]
+fn a_publication_that_ends_or_changes_ends_or_moves_its_subscriptions() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    let mut other = publication("a");
+    other.feed.generation = 2;
+    let catalogue = Catalogue { publications: [("a".into(), Arc::new(other))].into_iter().collect() };
+    node.state.on_catalogue(Some(Arc::new(catalogue)), node.now);
+    node.turn();
+    let frames = take(&mut client);
+    assert_eq!((ops(&frames), &frames[0]["code"]), (vec!["error"], &json!("unknown_publication")));
+    let flights = node.flights();
+    node.land(&flights[0], Place::At(Version(40)), &[(1, 1)]);
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["subscribed", "snapshot"]);
+    assert_eq!((&frames[0]["id"], &frames[0]["ch"]), (&json!(1), &json!(3)));
+}
+
+#[test]
+fn heartbeats_tell_the_truth_about_the_pipeline() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    node.later(Duration::from_millis(250));
+    assert_eq!(take(&mut client)[0]["state"], json!("live"));
+    node.later(Duration::from_secs(4));
+    let frames = take(&mut client);
+    assert_eq!((&frames[0]["op"], &frames[0]["state"]), (&json!("live"), &json!("late")));
+    node.beat(EPOCH, 40, 40, &[]);
+    node.later(Duration::from_millis(250));
+    assert_eq!(take(&mut client)[0]["state"], json!("live"));
+}
