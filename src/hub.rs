@@ -84,17 +84,17 @@ pub struct HubStopped;
 pub struct HubStatus {
     /// The version at which the node's channels stand.
     pub cut: Option<Cut>,
-    /// When the leader's last beat arrived.
-    pub last_beat: Option<Instant>,
+    /// How long ago the leader's last beat arrived, when the pipeline behind this node was known to work; `None`: never.
+    pub beat_age: Option<Duration>,
     pub sessions: usize,
     pub channels: usize,
 }
 
-impl HubStatus {
-    /// How long ago the pipeline behind this node was known to work; `None`: never.
-    pub fn beat_age(&self) -> Option<Duration> {
-        self.last_beat.map(|at| at.elapsed())
-    }
+/// What the task publishes of itself: a status, with the moment that its age is counted from.
+#[derive(Clone, Debug, Default)]
+struct Published {
+    status: HubStatus,
+    last_beat: Option<Instant>,
 }
 
 /// One read of a channel.
@@ -137,7 +137,7 @@ pub struct HubHandle {
     commands: mpsc::Sender<Command>,
     /// At most one message per session, so that ending never waits.
     detached: mpsc::UnboundedSender<SessionId>,
-    status: watch::Receiver<HubStatus>,
+    published: watch::Receiver<Published>,
     sessions_begun: Arc<AtomicU64>,
 }
 
@@ -188,7 +188,8 @@ impl HubHandle {
     }
 
     pub fn status(&self) -> HubStatus {
-        self.status.borrow().clone()
+        let published = self.published.borrow();
+        HubStatus { beat_age: published.last_beat.map(|at| at.elapsed()), ..published.status.clone() }
     }
 
     async fn send(&self, command: Command) -> Result<(), HubStopped> {

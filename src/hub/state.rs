@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::channel::{Change, Channel, Feed, FeedStep, Flight, Phase, Settling};
 use super::session::{Client, Standing};
-use super::{HubSettings, SessionId};
+use super::{HubSettings, HubStatus, Published, SessionId};
 use crate::checkpoint::Checkpoint;
 use crate::entry::Key;
 use crate::protocol::{ChannelNumber, Frame, Refusal, RowsFrame};
@@ -151,13 +151,19 @@ impl HubState {
         }
     }
 
-    pub(super) fn status(&self) -> super::HubStatus {
-        super::HubStatus {
+    pub(super) fn published(&self) -> Published {
+        let status = HubStatus {
             cut: self.position.as_ref().map(|position| position.cut.clone()),
-            last_beat: self.last_beat,
+            beat_age: None,
             sessions: self.clients.len(),
             channels: self.channels.len(),
-        }
+        };
+        Published { status, last_beat: self.last_beat }
+    }
+
+    /// What tells whether there is news to publish.
+    pub(super) fn news(&self) -> (Option<Version>, Option<Instant>) {
+        (self.position.as_ref().map(|position| position.cut.version), self.last_beat)
     }
 
     /// What the store pushed.

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::state::{Effect, HubState};
-use super::{COMMANDS, Command, HubHandle, HubSettings, HubStatus, SessionId};
+use super::{COMMANDS, Command, HubHandle, HubSettings, Published, SessionId};
 use crate::protocol::ChannelNumber;
 use crate::publication::{Catalogue, FeedKey};
 use crate::snapshots::{Fresh, OpenError, Snapshots};
@@ -39,7 +39,7 @@ pub struct HubTask {
     subscription: Subscription,
     commands: mpsc::Receiver<Command>,
     detached: mpsc::UnboundedReceiver<SessionId>,
-    status: watch::Sender<HubStatus>,
+    published: watch::Sender<Published>,
 }
 
 impl HubTask {
@@ -52,11 +52,15 @@ impl HubTask {
     ) -> (Self, HubHandle) {
         let (command_sender, commands) = mpsc::channel(COMMANDS);
         let (detached_sender, detached) = mpsc::unbounded_channel();
-        let (status_sender, status) = watch::channel(HubStatus::default());
+        let (publisher, published) = watch::channel(Published::default());
         let state = HubState::new(settings, Instant::now());
-        let task = Self { state, store, snapshots, subscription, commands, detached, status: status_sender };
-        let handle =
-            HubHandle { commands: command_sender, detached: detached_sender, status, sessions_begun: Arc::default() };
+        let task = Self { state, store, snapshots, subscription, commands, detached, published: publisher };
+        let handle = HubHandle {
+            commands: command_sender,
+            detached: detached_sender,
+            published,
+            sessions_begun: Arc::default(),
+        };
         (task, handle)
     }
 
@@ -67,6 +71,8 @@ impl HubTask {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut commands = Vec::with_capacity(TURN_MAX);
         let mut detached = Vec::with_capacity(TURN_MAX);
+        // What was published last; the tick publishes counts too.
+        let mut told = None;
         loop {
             // Wake-ups: stop; a push of the store; commands; ends of sessions; something done; the tick.
             tokio::select! {
@@ -95,25 +101,19 @@ impl HubTask {
                 Some(done) = work.join_next() => self.take_done(done),
                 _ = ticks.tick() => {
                     self.state.on_tick(Instant::now());
-                    self.status.send_replace(self.state.status());
-                    let status = self.state.status();
-                    metrics::gauge!("rowcast_channels").set(status.channels as f64);
-                    if let Some(cut) = &status.cut {
-                        metrics::gauge!("rowcast_version").set(cut.version.0 as f64);
-                    }
+                    told = None;
                 }
             }
             for effect in self.state.finish_turn(Instant::now()) {
                 self.see_to(effect, &mut work);
             }
-            self.status.send_if_modified(|status| {
-                let now = self.state.status();
-                let news = status.cut != now.cut || status.last_beat != now.last_beat;
-                if news {
-                    *status = now;
-                }
-                news
-            });
+            let news = self.state.news();
+            if told.as_ref() != Some(&news) {
+                told = Some(news);
+                let published = self.state.published();
+                metrics::gauge!("rowcast_channels").set(published.status.channels as f64);
+                self.published.send_replace(published);
+            }
         }
     }
 

@@ -1,0 +1,143 @@
+//! A dashboard: a websocket client of a node that keeps rows by the protocol, and is strict about it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use futures_util::{SinkExt, StreamExt};
+use rowcast::cli::client::{Client, Event, Handle};
+use rowcast::version::Version;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+
+use super::{until, within};
+
+/// What a dashboard saw since it was asked last.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    pub subscribed: usize,
+    pub resumed: usize,
+    pub snapshots: usize,
+    pub changes: usize,
+    pub resets: usize,
+    pub gaps: usize,
+    pub refused: Vec<String>,
+}
+
+/// See the module.
+pub struct Dash {
+    pub client: Client,
+    socket: Option<WebSocketStream<MaybeTlsStream<TcpStream>>>,
+    pub seen: Seen,
+}
+
+/// Rows by key, each as one JSON text with its columns in alphabetical order.
+pub type Table = BTreeMap<String, String>;
+
+impl Dash {
+    /// Connects and subscribes.
+    pub async fn open(address: SocketAddr, channels: &[&str]) -> (Self, Vec<Handle>) {
+        let mut dash = Self { client: Client::default(), socket: None, seen: Seen::default() };
+        let handles = channels.iter().map(|channel| dash.client.subscribe(channel)).collect();
+        dash.connect(address).await;
+        (dash, handles)
+    }
+
+    /// Connects, again if need be, and resumes what it has.
+    pub async fn connect(&mut self, address: SocketAddr) {
+        let socket = until("a websocket opens", async || connect(address).await).await;
+        self.socket = Some(socket);
+        self.client.connected();
+        self.send_outgoing().await;
+    }
+
+    /// Drops the connection without a word.
+    pub fn disconnect(&mut self) {
+        self.socket = None;
+        self.client.disconnected();
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// Sends what the client has to say; a connection that is gone is noticed by the next read.
+    pub async fn send_outgoing(&mut self) {
+        let Some(socket) = &mut self.socket else { return };
+        for text in self.client.take_outgoing() {
+            if socket.send(Message::text(text)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Takes the next text frame in; `None`: the connection has ended.
+    pub async fn next(&mut self) -> Option<Vec<Event>> {
+        let socket = self.socket.as_mut()?;
+        loop {
+            match socket.next().await {
+                Some(Ok(Message::Text(text))) => {
+                    let events = self.client.receive(&text).unwrap_or_else(|violation| panic!("{violation}\n{text}"));
+                    for event in &events {
+                        match event {
+                            Event::Subscribed { resumed, .. } => {
+                                self.seen.subscribed += 1;
+                                self.seen.resumed += usize::from(*resumed);
+                            }
+                            Event::Snapshot { .. } => self.seen.snapshots += 1,
+                            Event::Changed { .. } => self.seen.changes += 1,
+                            Event::Reset { .. } => self.seen.resets += 1,
+                            Event::Gap { .. } => self.seen.gaps += 1,
+                            Event::Refused { error, .. } => self.seen.refused.push(error.code.clone()),
+                            _ => {}
+                        }
+                    }
+                    self.send_outgoing().await;
+                    return Some(events);
+                }
+                Some(Ok(Message::Close(_)) | Err(_)) | None => {
+                    self.disconnect();
+                    return None;
+                }
+                Some(Ok(_)) => {}
+            }
+        }
+    }
+
+    /// Takes frames in until a condition holds.
+    pub async fn until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
+        within(what, async {
+            while !condition(self) {
+                assert!(self.next().await.is_some(), "the connection ended while waiting: {what}");
+            }
+        })
+        .await;
+    }
+
+    /// Waits until every subscription has its rows.
+    pub async fn complete(&mut self) {
+        self.until("every subscription is complete", |dash| {
+            dash.client.handles().iter().all(|&handle| dash.client.is_complete(handle))
+        })
+        .await;
+    }
+
+    /// The version at which a subscription stands.
+    pub fn version(&self, handle: Handle) -> Option<Version> {
+        self.client.position(handle).map(|position| position.version)
+    }
+
+    /// A subscription's rows.
+    pub fn table(&self, handle: Handle) -> Table {
+        let rows = self.client.rows(handle).into_iter().flatten();
+        rows.map(|(key, row)| (key.as_str().to_owned(), row.to_value().to_string())).collect()
+    }
+}
+
+/// One attempt to open a websocket.
+pub async fn connect(address: SocketAddr) -> Option<WebSocketStream<MaybeTlsStream<TcpStream>>> {
+    let mut request = format!("ws://{address}/v1/ws").into_client_request().expect("a URL");
+    request.headers_mut().insert("sec-websocket-protocol", "rowcast.v1".parse().expect("a header"));
+    tokio_tungstenite::connect_async(request).await.ok().map(|(socket, _)| socket)
+}
