@@ -16,5 +16,12 @@ pub mod identity;
 
 pub mod query;
 
-pub mod hub;
+pub mod metrics;
+
 pub mod store;
+
+pub mod hub;
+
+pub mod session;
+
+pub mod http;
