@@ -29,3 +29,116 @@ pub struct SessionId(pub u64);
 #[derive(Debug, thiserror::Error)]
 #[error("the hub has stopped")]
 pub struct HubStopped;
+
+/// What the handle asks of whoever answers.
+pub enum Ask {
+    Attach(oneshot::Sender<(SessionId, Inbox)>),
+    Subscribe {
+        session: SessionId,
+        id: u64,
+        request: Result<ChannelRequest, Refusal>,
+        identity: Identity,
+        resume: Option<Resume>,
+    },
+    Unsubscribe {
+        session: SessionId,
+        id: u64,
+    },
+    Detach(SessionId),
+    Rows(ChannelRequest, oneshot::Sender<Result<RowsRead, Refusal>>),
+    Drained(SessionId),
+}
+
+#[derive(Clone)]
+pub struct HubHandle {
+    asks: mpsc::UnboundedSender<Ask>,
+    status: Arc<std::sync::Mutex<HubStatus>>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct HubStatus {
+    pub cut: Option<Cut>,
+    pub beat_age: Option<std::time::Duration>,
+    pub sessions: usize,
+    pub channels: usize,
+}
+
+pub struct RowsRead {
+    pub form: ChannelForm,
+    pub cut: Cut,
+    pub as_of: i64,
+    pub changed: Version,
+    pub public: bool,
+    pub rows: Vec<(Key, Arc<Row>)>,
+}
+
+pub struct Inbox {
+    pub session: SessionId,
+    pub deliveries: mpsc::Receiver<Delivery>,
+    pub asks: mpsc::UnboundedSender<Ask>,
+}
+
+pub struct Delivery {
+    pub frames: std::collections::VecDeque<Frame>,
+    pub as_of: Option<i64>,
+}
+
+impl Delivery {
+    pub fn next_frame(&mut self) -> Option<Frame> {
+        self.frames.pop_front()
+    }
+    pub fn as_of(&self) -> Option<i64> {
+        self.as_of
+    }
+}
+
+impl Inbox {
+    pub async fn next(&mut self) -> Option<Delivery> {
+        self.deliveries.recv().await
+    }
+    pub fn try_next(&mut self) -> Option<Delivery> {
+        self.deliveries.try_recv().ok()
+    }
+    pub async fn drained(&mut self) {
+        let _ = self.asks.send(Ask::Drained(self.session));
+    }
+}
+
+impl HubHandle {
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Ask>, mpsc::UnboundedSender<Ask>) {
+        let (asks, asked) = mpsc::unbounded_channel();
+        (Self { asks: asks.clone(), status: Arc::default() }, asked, asks)
+    }
+    pub fn set_status(&self, status: HubStatus) {
+        *self.status.lock().expect("not poisoned") = status;
+    }
+    pub async fn attach(&self) -> Result<(SessionId, Inbox), HubStopped> {
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(Ask::Attach(reply)).map_err(|_| HubStopped)?;
+        answer.await.map_err(|_| HubStopped)
+    }
+    pub async fn subscribe(
+        &self,
+        session: SessionId,
+        id: u64,
+        request: Result<ChannelRequest, Refusal>,
+        identity: Identity,
+        resume: Option<Resume>,
+    ) -> Result<(), HubStopped> {
+        self.asks.send(Ask::Subscribe { session, id, request, identity, resume }).map_err(|_| HubStopped)
+    }
+    pub async fn unsubscribe(&self, session: SessionId, id: u64) -> Result<(), HubStopped> {
+        self.asks.send(Ask::Unsubscribe { session, id }).map_err(|_| HubStopped)
+    }
+    pub fn detach(&self, session: SessionId) {
+        let _ = self.asks.send(Ask::Detach(session));
+    }
+    pub async fn rows(&self, request: ChannelRequest, _identity: Identity) -> Result<RowsRead, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(Ask::Rows(request, reply)).map_err(|_| Refusal::unavailable("the hub has stopped"))?;
+        answer.await.map_err(|_| Refusal::unavailable("the hub has stopped"))?
+    }
+    pub fn status(&self) -> HubStatus {
+        self.status.lock().expect("not poisoned").clone()
+    }
+}
