@@ -20,7 +20,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
 
 use self::health::Health;
 use self::origin::AllowedOrigins;
@@ -88,8 +88,8 @@ pub struct Edge {
 pub struct EdgeParts {
     pub hub: HubHandle,
     pub store: Arc<dyn Store>,
-    /// For `/readyz` only; must not be a pool that snapshot queries can empty, or readiness would depend on load.
-    pub database: PgPool,
+    /// For `/readyz`, which keeps one connection of its own.
+    pub postgres: Arc<PgConnectOptions>,
     pub settings: EdgeSettings,
     pub drain: Arc<Drain>,
     pub exporter: Exporter,
@@ -98,7 +98,7 @@ pub struct EdgeParts {
 impl Edge {
     pub fn new(parts: EdgeParts) -> Arc<Self> {
         Arc::new(Self {
-            health: Health::new(parts.hub.clone(), parts.store, parts.database),
+            health: Health::new(parts.hub.clone(), parts.store, parts.postgres),
             hub: parts.hub,
             session_settings: Arc::new(parts.settings.session.clone()),
             settings: parts.settings,

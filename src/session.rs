@@ -13,6 +13,7 @@
 //! The socket is behind [`transport`]; which connections become sessions is decided in `http`.
 
 pub mod drain;
+mod end;
 pub mod progress;
 pub mod rate;
 pub mod transport;
@@ -25,11 +26,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
 use self::drain::Drain;
+pub use self::end::refuse;
+use self::end::{Attached, End};
 use self::rate::Rate;
-use self::transport::{Received, Transport, WriteError};
+use self::transport::{Received, Transport};
 use crate::hub::{Delivery, HubHandle, HubStopped, Inbox, SessionId};
 use crate::identity::Identity;
-use crate::metrics::{self, SendFigures};
+use crate::metrics::SendFigures;
 use crate::protocol::{self, BadMessage, ClientMessage, CloseReason, ErrorCode, Frame, Refusal};
 use crate::query::ChannelRequest;
 
@@ -73,21 +76,6 @@ impl Default for SessionSettings {
     }
 }
 
-/// Why a session ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// The server closes, and says so.
-    Closed(CloseReason),
-    /// The client closed.
-    Client,
-    /// The connection broke.
-    Lost,
-    /// Nothing came after a ping.
-    Silent,
-    /// The node could not wait any longer.
-    CutOff,
-}
-
 /// What a session needs of its node.
 pub struct SessionContext {
     pub hub: HubHandle,
@@ -99,15 +87,17 @@ pub struct SessionContext {
 
 /// Serves a client until one of the two ends it.
 pub async fn run(mut transport: Transport, context: SessionContext) {
-    let Ok((id, inbox)) = context.hub.attach().await else {
-        return refuse(transport, CloseReason::GoingAway).await;
-    };
-    let began = Instant::now();
-    let mut attached = Attached { hub: context.hub, id, reason: "abandoned" };
     let drain = context.drain;
+    let attached = tokio::select! {
+        attached = context.hub.attach() => attached,
+        () = drain.cut_off() => Err(HubStopped),
+    };
+    let Ok((id, inbox)) = attached else { return refuse(transport, CloseReason::GoingAway).await };
+    let began = Instant::now();
+    let attached = Attached::new(context.hub, id);
     let mut session = Session {
         transport: &mut transport,
-        hub: attached.hub.clone(),
+        hub: attached.hub().clone(),
         id,
         inbox,
         identity: Identity::Anonymous,
@@ -134,8 +124,7 @@ pub async fn run(mut transport: Transport, context: SessionContext) {
     drop(session);
 
     // The hub forgets the client before the close, which may take a second.
-    attached.reason = end.name();
-    drop(attached);
+    attached.detach(end);
     tracing::info!(
         session = context.name,
         reason = end.name(),
@@ -144,33 +133,7 @@ pub async fn run(mut transport: Transport, context: SessionContext) {
         duration_ms = began.elapsed().as_millis() as u64,
         "session ended"
     );
-    match end {
-        End::Closed(reason) => transport.close(reason, retry_after_ms(reason)).await,
-        End::Client => transport.closed_by_client().await,
-        End::Silent => transport.close(CloseReason::TooSlow, None).await,
-        End::Lost | End::CutOff => {}
-    }
-}
-
-/// Closes a connection that does not become a session. Browsers cannot read a refused handshake, so this comes after it.
-pub async fn refuse(transport: Transport, reason: CloseReason) {
-    metrics::session_refused(reason.name());
-    tracing::debug!(reason = reason.name(), "connection refused");
-    transport.close(reason, retry_after_ms(reason)).await;
-}
-
-/// A session's place in the hub, given back however the session ends.
-struct Attached {
-    hub: HubHandle,
-    id: SessionId,
-    reason: &'static str,
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        self.hub.detach(self.id);
-        metrics::session_ended(self.reason);
-    }
+    end.tell(transport).await;
 }
 
 struct Session<'a> {
@@ -390,41 +353,4 @@ fn refusal_of(bad: BadMessage) -> Result<Frame, End> {
         BadMessage::Form { id: None, message } => Refusal::new(ErrorCode::BadMessage, message),
     };
     Ok(protocol::error(None, &refusal))
-}
-
-/// When a client should come back, where that is up to us: a little apart from the others.
-fn retry_after_ms(reason: CloseReason) -> Option<u64> {
-    match reason {
-        CloseReason::Restart | CloseReason::GoingAway => Some(rand::random_range(100..=1_000)),
-        CloseReason::Overloaded => Some(rand::random_range(5_000..=15_000)),
-        _ => None,
-    }
-}
-
-impl End {
-    /// The word for logs and metrics.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Closed(reason) => reason.name(),
-            Self::Client => "client",
-            Self::Lost => "lost",
-            Self::Silent => "silent",
-            Self::CutOff => "cut_off",
-        }
-    }
-}
-
-impl From<WriteError> for End {
-    fn from(error: WriteError) -> Self {
-        match error {
-            WriteError::Stalled => Self::Closed(CloseReason::TooSlow),
-            WriteError::Lost => Self::Lost,
-        }
-    }
-}
-
-impl From<HubStopped> for End {
-    fn from(HubStopped: HubStopped) -> Self {
-        Self::Closed(CloseReason::GoingAway)
-    }
 }

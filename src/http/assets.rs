@@ -57,3 +57,29 @@ fn content_type(path: &str) -> &'static str {
         _ => "application/octet-stream",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_have_the_type_that_browsers_insist_on() {
+        assert_eq!(content_type("rowcast.js"), "text/javascript; charset=utf-8");
+        assert_eq!(content_type("rowcast.d.ts"), "text/plain; charset=utf-8");
+        assert_eq!(content_type("index.html"), "text/html; charset=utf-8");
+        assert_eq!(content_type("LICENSE"), "application/octet-stream");
+    }
+
+    #[tokio::test]
+    async fn every_embedded_file_is_served_and_then_not_modified() {
+        for path in Assets::iter() {
+            let get = |headers| asset(Method::GET, format!("/{path}").parse().expect("a path"), headers);
+            let response = get(HeaderMap::new()).await;
+            assert_eq!(response.status(), StatusCode::OK, "{path}");
+            assert_eq!(response.headers()["cache-control"], "no-cache", "{path}");
+            let mut headers = HeaderMap::new();
+            headers.insert(header::IF_NONE_MATCH, response.headers()[header::ETAG].clone());
+            assert_eq!(get(headers).await.status(), StatusCode::NOT_MODIFIED, "{path}");
+        }
+    }
+}

@@ -14,7 +14,8 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -36,9 +37,16 @@ const REPORT_HOLDS: Duration = Duration::from_millis(200);
 pub struct Health {
     hub: HubHandle,
     store: Arc<dyn Store>,
-    database: PgPool,
-    /// The last report and its time; held while the next is made, so that one look serves all who wait.
-    last: Mutex<Option<(Instant, Report)>>,
+    postgres: Arc<PgConnectOptions>,
+    /// Held while a look is made, so that one look serves all who wait.
+    looks: Mutex<Looks>,
+}
+
+#[derive(Default)]
+struct Looks {
+    last: Option<(Instant, Report)>,
+    /// A connection of its own: a busy pool is not a failed Postgres, and a connection that hung is not asked again.
+    postgres: Option<PgConnection>,
 }
 
 /// What `/readyz` says.
@@ -79,20 +87,20 @@ pub async fn readyz(State(edge): State<Arc<Edge>>) -> Response {
 }
 
 impl Health {
-    pub fn new(hub: HubHandle, store: Arc<dyn Store>, database: PgPool) -> Self {
-        Self { hub, store, database, last: Mutex::new(None) }
+    pub fn new(hub: HubHandle, store: Arc<dyn Store>, postgres: Arc<PgConnectOptions>) -> Self {
+        Self { hub, store, postgres, looks: Mutex::default() }
     }
 
     /// Looks at every part, or gives the last look if that was just now.
     pub async fn report(&self) -> Report {
-        let mut last = self.last.lock().await;
-        if let Some((made_at, report)) = last.as_ref()
+        let mut looks = self.looks.lock().await;
+        if let Some((made_at, report)) = &looks.last
             && made_at.elapsed() < REPORT_HOLDS
         {
             return report.clone();
         }
-        let report = self.look().await;
-        let failed_before = last.as_ref().map(|(_, report)| report.failed.clone()).unwrap_or_default();
+        let report = self.look(&mut looks.postgres).await;
+        let failed_before = looks.last.take().map(|(_, report)| report.failed).unwrap_or_default();
         if report.failed != failed_before {
             if report.ready {
                 tracing::info!("delivery works again");
@@ -100,17 +108,31 @@ impl Health {
                 tracing::warn!(failed = ?report.failed, "delivery does not work");
             }
         }
-        *last = Some((Instant::now(), report.clone()));
+        looks.last = Some((Instant::now(), report.clone()));
         report
     }
 
-    async fn look(&self) -> Report {
-        let select = async { sqlx::query("select 1").execute(&self.database).await };
-        let (postgres, store) = tokio::join!(probe("postgres", select), probe(self.store.name(), self.store.ping()));
+    async fn look(&self, connection: &mut Option<PgConnection>) -> Report {
+        let ask_postgres = probe("postgres", self.ask_postgres(connection));
+        let (postgres, store) = tokio::join!(ask_postgres, probe(self.store.name(), self.store.ping()));
         let relay = relay(self.hub.status().beat_age);
         let parts = [("postgres", &postgres), ("store", &store), ("relay", &relay)];
         let failed: Vec<&str> = parts.iter().filter(|(_, part)| !part.ok).map(|(name, _)| *name).collect();
         Report { ready: failed.is_empty(), failed, postgres, store, relay }
+    }
+
+    /// Keeps the connection only if it answered; one that broke since the last look is replaced at once.
+    async fn ask_postgres(&self, kept: &mut Option<PgConnection>) -> Result<(), sqlx::Error> {
+        if let Some(mut connection) = kept.take()
+            && sqlx::raw_sql("select 1").execute(&mut connection).await.is_ok()
+        {
+            *kept = Some(connection);
+            return Ok(());
+        }
+        let mut connection = PgConnection::connect_with(&self.postgres).await?;
+        sqlx::raw_sql("select 1").execute(&mut connection).await?;
+        *kept = Some(connection);
+        Ok(())
     }
 }
 

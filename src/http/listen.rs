@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::session::drain::{self, Drain};
 use crate::session::progress::Progress;
@@ -38,6 +38,10 @@ const HEAD_READ_MAX: Duration = Duration::from_secs(10);
 /// hyper's buffer per connection: request heads are small, and a websocket's messages do not pass through it.
 const HTTP_BUFFER_BYTES: usize = 16 * 1024;
 
+/// Connections that may wait to be accepted, as far as `net.core.somaxconn` allows: after a restart every client of a
+/// node comes within seconds, and one that finds no place waits a second for its next SYN.
+const BACKLOG: u32 = 4_096;
+
 /// After an accept that failed for want of file descriptors, trying again at once would only burn the core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -46,6 +50,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Peer {
     pub address: SocketAddr,
     pub progress: Arc<Progress>,
+}
+
+/// Binds a listener that takes a burst of reconnecting clients.
+///
+/// # Errors
+/// The address is in use, or not ours.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restarted node takes its port back at once.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves until the drain closes and everything that was begun here has ended (or was cut off).
@@ -90,12 +106,8 @@ pub async fn serve(listener: TcpListener, router: Router, drain: Arc<Drain>, sta
 fn set_up(stream: &TcpStream, stall_max: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(stream);
-    #[cfg(target_os = "linux")]
-    {
-        socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
-        socket.set_tcp_user_timeout(Some(stall_max + USER_TIMEOUT_SLACK))?;
-    }
-    socket.set_keepalive(true)
+    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
+    socket.set_tcp_user_timeout(Some(stall_max + USER_TIMEOUT_SLACK))
 }
 
 /// Runs one connection until it is closed or upgraded.
@@ -200,5 +212,22 @@ impl AsyncWrite for MeteredSocket {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_accepted_socket_is_full_early_and_sends_at_once() {
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+        let _client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        let (stream, _) = listener.accept().await.expect("a connection");
+        set_up(&stream, Duration::from_secs(30)).expect("socket options");
+        let socket = socket2::SockRef::from(&stream);
+        assert!(stream.nodelay().expect("an option"));
+        assert_eq!(socket.tcp_notsent_lowat().expect("an option"), NOTSENT_LOWAT_BYTES);
+        assert_eq!(socket.tcp_user_timeout().expect("an option"), Some(Duration::from_secs(35)));
     }
 }
