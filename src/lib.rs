@@ -12,9 +12,13 @@ pub mod entry;
 
 pub mod protocol;
 
+pub mod metrics;
+
 pub mod identity;
 
 pub mod query;
+
+pub mod store;
 
 pub mod capture;
 
@@ -25,4 +29,7 @@ pub mod checkpoint;
 pub mod snapshots;
 
 pub mod hub;
-pub mod store;
+
+pub mod session;
+
+pub mod http;

@@ -27,6 +27,7 @@ use tokio::time::Instant;
 use crate::capture::catalogue;
 use crate::checkpoint::Checkpoint;
 use crate::entry::{Key, Row};
+use crate::metrics::{self, CacheResult};
 use crate::protocol::{ErrorCode, Refusal};
 use crate::publication::{Catalogue, FeedKey, Publication, Schema};
 use crate::query::ChannelSpec;
@@ -139,7 +140,7 @@ impl Snapshots {
         let deadline = Instant::now() + OTHERS_WAIT;
         loop {
             if let Some(fresh) = self.from_checkpoint(order, &hash).await {
-                metrics::counter!("rowcast_snapshot_cache_total", "result" => "hit").increment(1);
+                metrics::snapshot_cache(CacheResult::Hit);
                 return Ok(fresh);
             }
             // Without the store every node asks Postgres, which is right, if not cheap.
@@ -151,11 +152,11 @@ impl Snapshots {
         }
         // The holder before us may have kept its checkpoint between our look and our lock.
         if let Some(fresh) = self.from_checkpoint(order, &hash).await {
-            metrics::counter!("rowcast_snapshot_cache_total", "result" => "hit").increment(1);
+            metrics::snapshot_cache(CacheResult::Hit);
             self.unlock(feed, &hash).await;
             return Ok(fresh);
         }
-        metrics::counter!("rowcast_snapshot_cache_total", "result" => "miss").increment(1);
+        metrics::snapshot_cache(CacheResult::Miss);
         let fresh = self.query(order).await;
         if fresh.is_err() {
             self.unlock(feed, &hash).await;
@@ -237,7 +238,7 @@ impl Snapshots {
 
     /// One query in Postgres.
     async fn query(&self, order: &OpenOrder) -> Result<Fresh, OpenError> {
-        metrics::counter!("rowcast_snapshot_queries_total").increment(1);
+        metrics::snapshot_query();
         let mut connection = self.database.acquire().await?;
         let fresh = self.query_on(&mut connection, order).await;
         match &fresh {

@@ -16,6 +16,7 @@ use super::session::{Client, Standing};
 use super::{HubSettings, HubStatus, Published, SessionId};
 use crate::checkpoint::Checkpoint;
 use crate::entry::Key;
+use crate::metrics;
 use crate::protocol::{ChannelNumber, Frame, Refusal, RowsFrame};
 use crate::publication::{Catalogue, FeedKey};
 use crate::query::ChannelSpec;
@@ -259,7 +260,7 @@ impl HubState {
         }
         self.readings_begun += 1;
         self.reading_logs = Some(self.readings_begun);
-        metrics::counter!("rowcast_log_reads_total").increment(1);
+        metrics::log_read();
         self.effects.push(Effect::ReadLogs {
             number: self.readings_begun,
             after: position.cut.version,
@@ -461,7 +462,7 @@ impl HubState {
         let Some(channel) = self.channels.get_mut(&number) else { return };
         if channel.is_live() {
             tracing::info!(channel = %channel.feed(), why, version = %marker, "resync");
-            metrics::counter!("rowcast_resyncs_total").increment(1);
+            metrics::resync();
             for session in &channel.subscribers {
                 if let Some(client) = self.clients.get_mut(session)
                     && client

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::state::{Effect, HubState};
 use super::{COMMANDS, Command, HubHandle, HubSettings, Published, SessionId};
+use crate::metrics;
 use crate::protocol::ChannelNumber;
 use crate::publication::{Catalogue, FeedKey};
 use crate::snapshots::{Fresh, OpenError, Snapshots};
@@ -111,7 +112,7 @@ impl HubTask {
             if told.as_ref() != Some(&news) {
                 told = Some(news);
                 let published = self.state.published();
-                metrics::gauge!("rowcast_channels").set(published.status.channels as f64);
+                metrics::channels(published.status.channels);
                 self.published.send_replace(published);
             }
         }

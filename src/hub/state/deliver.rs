@@ -10,6 +10,7 @@ use crate::hub::SessionId;
 use crate::hub::channel::Channel;
 use crate::hub::inbox::{Delivery, Item};
 use crate::hub::session::{Client, Pace, Standing, Subscription};
+use crate::metrics;
 use crate::protocol::{self, Beginning, ChannelForm, ChannelNumber, Frame, Refusal, Resume};
 use crate::version::{Cut, Version};
 
@@ -250,7 +251,7 @@ fn begin(
             batch.move_by(pages);
         }
     }
-    metrics::counter!("rowcast_subscriptions_total", "beginning" => "resumed").increment(1);
+    metrics::subscribed(Beginning::Resumed);
     complete(batch, form, subscription, position, position.cut.version);
 }
 
@@ -266,7 +267,7 @@ fn begin_fresh(
     let (version, pages) = channel.snapshot(form, position.cut.version);
     batch.say(protocol::subscribed(first, form, &position.cut.epoch, version, Beginning::Fresh));
     batch.move_by(pages);
-    metrics::counter!("rowcast_subscriptions_total", "beginning" => "snapshot").increment(1);
+    metrics::subscribed(Beginning::Fresh);
     complete(batch, form, subscription, position, version);
 }
 
