@@ -93,8 +93,9 @@ function shop(orders, customers, products) {
   connection.onStep((step) => {
     const { position } = orders;
     if (position) {
-      agreement.mine(position.version, tally.fingerprint);
-      others.postMessage({ tab, version: position.version, fingerprint: tally.fingerprint });
+      const moment = `${position.epoch}.${position.version}`;
+      agreement.mine(moment, tally.fingerprint);
+      others.postMessage({ tab, moment, fingerprint: tally.fingerprint });
     }
     // The first snapshots are no changes.
     if (filled && step.changed > 0) {
@@ -105,7 +106,7 @@ function shop(orders, customers, products) {
     schedule();
   });
 
-  others.onmessage = ({ data }) => agreement.theirs(data.tab, Date.now(), data.version, data.fingerprint);
+  others.onmessage = ({ data }) => agreement.theirs(data.tab, Date.now(), data.moment, data.fingerprint);
 
   function schedule() {
     if (scheduled) return;
@@ -287,8 +288,8 @@ function drawIdenticon(fingerprint) {
   const cells = [];
   for (let row = 0; row < 5; row += 1) {
     for (let column = 0; column < 5; column += 1) {
-      const bit = BigInt(row * 3 + Math.min(column, 4 - column));
-      if (((bits >> (bit * 4n)) & 8n) === 0n) continue;
+      const place = BigInt(row * 3 + Math.min(column, 4 - column));
+      if (((bits >> (place * 4n)) & 1n) === 0n) continue;
       const cell = document.createElementNS(SVG, "rect");
       for (const [name, value] of Object.entries({ x: column + 0.04, y: row + 0.04, width: 0.92, height: 0.92, rx: 0.15 })) {
         cell.setAttribute(name, String(value));

@@ -70,6 +70,9 @@ class Connection {
   #stateTouched = false;
   #stepTouched = false;
 
+  /** Connected, and nothing has told a version yet. */
+  #unplaced = true;
+
   /** When a channel last had a gap. @type {Map<Shared, number>} */
   #gapAt = new Map();
 
@@ -208,6 +211,7 @@ class Connection {
     this.#byId.clear();
     this.#channels.clear();
     this.#step = null;
+    this.#unplaced = true;
   }
 
   /** @param {RowcastError} error @param {boolean} final */
@@ -406,7 +410,9 @@ class Connection {
   #moved(epoch, version, asOf) {
     const { position } = this;
     this.#stepTouched = true;
-    if (position && position.version > version) return;
+    // Behind one address there may be another database after a reconnect, and its versions are its own.
+    if (position && position.version > version && !this.#unplaced) return;
+    this.#unplaced = false;
     const known = position?.version === version ? position.asOf : null;
     this.position = { epoch, version, asOf: asOf ?? known };
   }

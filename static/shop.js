@@ -153,31 +153,31 @@ export class Agreement {
   compared = 0;
   different = 0;
 
-  /** @type {Map<number, string>} */
+  /** By moment, and so below. @type {Map<string, string>} */
   #mine = new Map();
 
-  /** @type {Map<string, { seenMs: number, waiting: Map<number, string> }>} */
+  /** @type {Map<string, { seenMs: number, waiting: Map<string, string> }>} */
   #tabs = new Map();
 
-  /** @param {number} version @param {string} fingerprint */
-  mine(version, fingerprint) {
-    if (this.#mine.get(version) === fingerprint) return;
-    remember(this.#mine, version, fingerprint);
+  /** @param {string} moment epoch and version @param {string} fingerprint */
+  mine(moment, fingerprint) {
+    if (this.#mine.get(moment) === fingerprint) return;
+    remember(this.#mine, moment, fingerprint);
     for (const tab of this.#tabs.values()) {
-      const theirs = tab.waiting.get(version);
+      const theirs = tab.waiting.get(moment);
       if (theirs === undefined) continue;
-      tab.waiting.delete(version);
+      tab.waiting.delete(moment);
       this.#compare(fingerprint, theirs);
     }
   }
 
-  /** @param {string} name @param {number} nowMs @param {number} version @param {string} fingerprint */
-  theirs(name, nowMs, version, fingerprint) {
+  /** @param {string} name @param {number} nowMs @param {string} moment @param {string} fingerprint */
+  theirs(name, nowMs, moment, fingerprint) {
     const tab = this.#tabs.get(name) ?? { seenMs: 0, waiting: new Map() };
     this.#tabs.set(name, tab);
     tab.seenMs = nowMs;
-    const mine = this.#mine.get(version);
-    if (mine === undefined) remember(tab.waiting, version, fingerprint);
+    const mine = this.#mine.get(moment);
+    if (mine === undefined) remember(tab.waiting, moment, fingerprint);
     else this.#compare(mine, fingerprint);
   }
 
@@ -194,10 +194,10 @@ export class Agreement {
   }
 }
 
-/** Keeps the last few hundred. @param {Map<number, string>} map @param {number} version @param {string} fingerprint */
-function remember(map, version, fingerprint) {
-  map.set(version, fingerprint);
-  if (map.size > 400) map.delete(/** @type {number} */ (map.keys().next().value));
+/** Keeps the last few hundred. @param {Map<string, string>} map @param {string} moment @param {string} fingerprint */
+function remember(map, moment, fingerprint) {
+  map.set(moment, fingerprint);
+  if (map.size > 400) map.delete(/** @type {string} */ (map.keys().next().value));
 }
 
 /** A numeric's text as whole ten-thousandths. @param {string} text */

@@ -306,6 +306,25 @@ test("waits grow with full jitter, respect retry_after_ms, and are short again a
   assert.equal(WebSocket.opened.length, count + 1);
 });
 
+test("another database behind the same address begins its own versions", async (t) => {
+  const { clock, WebSocket, connection, socket, subscriptions: [orders] } = opened(t);
+  socket.say(subscribed(1, 7), snapshot(7, 900, [open(1)]), live(900));
+  socket.end(1006);
+  await clock.pass(500);
+  WebSocket.last.accept();
+  WebSocket.last.say(subscribed(2, 7, { epoch: "e9", version: 3 }), snapshot(7, 3, [open(2)]), live(4, { epoch: "e9" }));
+  assert.deepEqual(connection.position, { epoch: "e9", version: 4, asOf: 5004 });
+  assert.deepEqual(orders.position, { epoch: "e9", version: 4 });
+  assert.deepEqual(orders.rows, [open(2)]);
+});
+
+test("a refusal ends one subscription and leaves the others alone", (t) => {
+  const { socket, subscriptions: [orders, secrets] } = opened(t, ["orders", "secrets"]);
+  socket.say(subscribed(1, 7), snapshot(7, 10, [open(1)]), { op: "error", id: 2, code: "forbidden", message: "no", retry: false }, live(10));
+  assert.equal(secrets.state, "ended");
+  assert.equal(orders.state, "live");
+});
+
 test("close codes from 4500 are final, known or not", async (t) => {
   const { clock, WebSocket, socket, connection, subscriptions: [orders] } = opened(t);
   socket.end(4777, { code: "whatever" });
@@ -383,6 +402,31 @@ test("a connection that says nothing for three heartbeats is dead", async (t) =>
   assert.equal(connection.state, "offline", "the dead do not speak");
   await clock.pass(500);
   assert.equal(WebSocket.opened.length, 2);
+});
+
+test("a page that is shown again, or online again, looks at once instead of waiting", async (t) => {
+  globalThis.window = new EventTarget();
+  globalThis.document = Object.assign(new EventTarget(), { visibilityState: "visible" });
+  t.after(() => {
+    delete globalThis.window;
+    delete globalThis.document;
+  });
+  const { clock, WebSocket, socket, connection } = opened(t);
+  document.dispatchEvent(new Event("visibilitychange"));
+  assert.deepEqual(socket.take("ping"), [{ op: "ping" }]);
+  await clock.pass(2_900);
+  socket.say({ op: "pong" });
+  await clock.pass(5_000);
+  assert.equal(connection.state, "late", "it answered");
+  window.dispatchEvent(new Event("online"));
+  await clock.pass(3_000);
+  assert.equal(connection.state, "offline", "it did not");
+  window.dispatchEvent(new Event("online"));
+  assert.equal(WebSocket.opened.length, 2);
+  WebSocket.last.end(1013, { code: "overloaded", retry_after_ms: 9_000 });
+  window.dispatchEvent(new Event("online"));
+  assert.equal(WebSocket.opened.length, 2, "the server asked to be left alone");
+  connection.close();
 });
 
 test("frames that make no sense end the connection, and nothing is resumed", async (t) => {

@@ -69,11 +69,11 @@ test("latency has a median and an end", () => {
 
 test("tabs are compared where both stood, whoever came first", () => {
   const agreement = new Agreement();
-  agreement.mine(1, "a");
-  agreement.theirs("tab", 0, 1, "a");
-  agreement.theirs("tab", 0, 2, "b");
-  agreement.theirs("tab", 0, 3, "c");
-  agreement.mine(3, "x");
+  agreement.mine("e.1", "a");
+  agreement.theirs("tab", 0, "e.1", "a");
+  agreement.theirs("tab", 0, "e.2", "b");
+  agreement.theirs("tab", 0, "e.3", "c");
+  agreement.mine("e.3", "x");
   assert.deepEqual([agreement.compared, agreement.different, agreement.tabs(1)], [2, 1, 1]);
   assert.equal(agreement.tabs(9_000), 0);
 });
