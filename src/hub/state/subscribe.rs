@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::{Effect, HubState, rows_of};
 use crate::hub::channel::{Channel, Feed, Flight};
+use crate::hub::inbox::{Delivery, Item};
 use crate::hub::session::{Client, Standing, Subscription};
 use crate::hub::{Command, RowsRead, SessionId, Subscribe};
 use crate::identity::{self, Identity, ResolvedPolicy};
@@ -35,7 +36,13 @@ impl HubState {
     pub(in crate::hub) fn on_command(&mut self, command: Command, now: Instant) {
         match command {
             Command::Attach { session, outbox } => {
-                self.clients.insert(session, Client::new(outbox));
+                let client = Client::new(outbox);
+                // A client need not wait for the next heartbeat to know how things stand.
+                if let Some(position) = &self.position {
+                    let frame = protocol::live(&position.cut, position.as_of, self.working);
+                    client.outbox.send(Delivery::new([Item::Frame(frame)], None));
+                }
+                self.clients.insert(session, client);
             }
             Command::Subscribe(subscribe) => self.on_subscribe(subscribe, now),
             Command::Unsubscribe { session, id } => self.on_unsubscribe(session, id, now),

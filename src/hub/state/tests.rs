@@ -136,6 +136,8 @@ impl Node {
         let session = SessionId(number);
         let (outbox, inbox) = inbox(session, self.commands.clone());
         self.state.on_command(Command::Attach { session, outbox }, self.now);
+        let mut inbox = inbox;
+        assert_eq!(ops(&take(&mut inbox)), ["live"], "a client hears at once how things stand");
         inbox
     }
 

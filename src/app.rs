@@ -1,0 +1,211 @@
+//! A node: config → build → run → drain. Binds first and runs later, so that whoever starts it knows the port.
+//!
+//! ```text
+//!   stop ─▶ /servez red ─ drain wait ─▶ sessions close over the spread ─▶ hub, relay and store end ─▶ exit
+//! ```
+//!
+//! All tasks start here (sessions through the [`Drain`]'s tracker), so that shutdown knows them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures_util::future::BoxFuture;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::capture::{install, session};
+use crate::config::ServeConfig;
+use crate::http::listen;
+use crate::http::{self, Edge, EdgeParts, EdgeSettings, MetricsAt};
+use crate::hub::{HubSettings, HubTask};
+use crate::metrics::{self, Exporter};
+use crate::relay::{self, Relay};
+use crate::session::SessionSettings;
+use crate::session::drain::Drain;
+use crate::snapshots::{SnapshotSettings, Snapshots};
+use crate::store::Store;
+use crate::store::local::LocalStore;
+use crate::store::redis::{RedisSettings, RedisStore};
+use crate::version::base36;
+
+/// How long a node waits for Postgres at its start.
+const FIRST_CONNECT_MAX: Duration = Duration::from_secs(10);
+
+/// How long a channel's opening waits for a connection of the pool.
+const ACQUIRE_MAX: Duration = Duration::from_secs(5);
+
+/// How often a live channel that changes writes its checkpoint anew. The log must reach back further.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(20);
+
+/// A node that has bound its address and does not serve yet.
+pub struct App {
+    listener: TcpListener,
+    metrics_listener: Option<TcpListener>,
+    address: SocketAddr,
+    edge: Arc<Edge>,
+    settings: EdgeSettings,
+    drain: Arc<Drain>,
+    exporter: Exporter,
+    hub: HubTask,
+    relay: Relay,
+    pump: BoxFuture<'static, ()>,
+}
+
+impl App {
+    /// Checks that everything the node needs is there, and binds.
+    ///
+    /// # Errors
+    /// The address cannot be bound; Postgres or Redis cannot be reached; the database has no rowcast schema.
+    pub async fn bind(config: ServeConfig) -> anyhow::Result<Self> {
+        let exporter = metrics::install()?;
+        let listener = bind(config.listen, "ROWCAST_LISTEN")?;
+        let metrics_listener = config.metrics_listen.map(|at| bind(at, "ROWCAST_METRICS_LISTEN")).transpose()?;
+        let address = listener.local_addr().context("reading the listener's address")?;
+
+        let database = database_options(&config);
+        let pool = PgPoolOptions::new()
+            .max_connections(u32::try_from(config.limits.pool_size).context("ROWCAST_POOL_SIZE")?)
+            .acquire_timeout(ACQUIRE_MAX)
+            .connect_lazy_with(database.clone());
+        check_database(&pool).await.with_context(|| format!("DATABASE_URL {}", config.database_url))?;
+        let store: Arc<dyn Store> = match &config.redis_url {
+            Some(url) => Arc::new(
+                RedisStore::connect(url.expose(), RedisSettings::default())
+                    .await
+                    .with_context(|| format!("REDIS_URL {url}"))?,
+            ),
+            None => Arc::new(LocalStore::default()),
+        };
+
+        let node = base36(rand::random());
+        let snapshots = Snapshots::new(
+            pool,
+            Arc::clone(&store),
+            node.as_str().into(),
+            SnapshotSettings {
+                rows_max: config.limits.channel_rows_max,
+                bytes_max: config.limits.channel_bytes_max,
+                checkpoint_ttl: config.limits.checkpoint_ttl,
+                checkpoint_every: CHECKPOINT_EVERY,
+            },
+        );
+        let (subscription, pump) = store.subscribe();
+        let (hub, handle) = HubTask::new(hub_settings(&config), Arc::clone(&store), snapshots, subscription);
+        let drain = Drain::new();
+        let settings = edge_settings(&config);
+        let edge = Edge::new(EdgeParts {
+            hub: handle,
+            store: Arc::clone(&store),
+            postgres: Arc::new(database.clone()),
+            settings: settings.clone(),
+            drain: Arc::clone(&drain),
+            exporter: exporter.clone(),
+        });
+        let relay = Relay::new(database, store, node);
+        Ok(Self { listener, metrics_listener, address, edge, settings, drain, exporter, hub, relay, pump })
+    }
+
+    /// Where it listens: the real port, also where port 0 was asked for.
+    pub fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until it is told to stop, then drains.
+    ///
+    /// # Errors
+    /// None in normal operation: what fails is tried again.
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let tasks = TaskTracker::new();
+        let end = CancellationToken::new();
+        let until_end = |task: BoxFuture<'static, ()>| {
+            let end = end.clone();
+            async move {
+                tokio::select! {
+                    () = task => {}
+                    () = end.cancelled() => {}
+                }
+            }
+        };
+        tasks.spawn(until_end(self.pump));
+        tasks.spawn(until_end(Box::pin(self.exporter.upkeep())));
+        tasks.spawn(self.hub.run(end.clone()));
+        tasks.spawn(relay::run(self.relay, end.clone()));
+
+        let stall_max = self.settings.session.stall_max;
+        let main = listen::serve(self.listener, http::router(self.edge.clone()), self.drain.clone(), stall_max);
+        let figures = async {
+            match self.metrics_listener {
+                Some(listener) => {
+                    listen::serve(listener, http::metrics_router(self.edge), self.drain.clone(), stall_max).await
+                }
+                None => Ok(()),
+            }
+        };
+        self.drain.started();
+        let drained = async {
+            stop.cancelled().await;
+            tracing::info!("draining");
+            self.drain.run(self.settings.drain_wait, self.settings.drain_spread).await;
+        };
+        let (main, figures, ()) = tokio::join!(main, figures, drained);
+        end.cancel();
+        tasks.close();
+        tasks.wait().await;
+        main.context("the web listener")?;
+        figures.context("the metrics listener")
+    }
+}
+
+fn bind(address: SocketAddr, variable: &str) -> anyhow::Result<TcpListener> {
+    listen::bind(address).with_context(|| format!("cannot listen on {address} ({variable})"))
+}
+
+/// What every connection of the node to Postgres is made with.
+fn database_options(config: &ServeConfig) -> PgConnectOptions {
+    let milliseconds = |time: Duration| time.as_millis().to_string();
+    session::options(&config.database_url.options()).options([
+        ("statement_timeout", milliseconds(config.limits.statement_timeout)),
+        ("lock_timeout", milliseconds(config.limits.lock_timeout)),
+    ])
+}
+
+/// A node without its schema would look healthy and serve nothing.
+async fn check_database(pool: &PgPool) -> anyhow::Result<()> {
+    let asked = async {
+        let mut connection = pool.acquire().await.context("Postgres cannot be reached")?;
+        install::check(&mut connection).await
+    };
+    tokio::time::timeout(FIRST_CONNECT_MAX, asked).await.context("Postgres does not answer")?
+}
+
+fn hub_settings(config: &ServeConfig) -> HubSettings {
+    let limits = &config.limits;
+    HubSettings {
+        subscriptions_max: limits.subscriptions_max,
+        rows_max: limits.channel_rows_max,
+        bytes_max: limits.channel_bytes_max,
+        linger: limits.linger,
+        checkpoint_ttl: limits.checkpoint_ttl,
+        checkpoint_every: CHECKPOINT_EVERY,
+        ..HubSettings::default()
+    }
+}
+
+fn edge_settings(config: &ServeConfig) -> EdgeSettings {
+    EdgeSettings {
+        session: SessionSettings {
+            message_bytes_max: config.limits.message_bytes_max,
+            subscriptions_max: config.limits.subscriptions_max,
+            ..SessionSettings::default()
+        },
+        allowed_origins: config.allowed_origins.clone(),
+        sessions_max: config.limits.connections_max,
+        metrics: if config.metrics_listen.is_some() { MetricsAt::Own } else { MetricsAt::Main },
+        drain_wait: config.drain_wait,
+        drain_spread: config.drain_spread,
+    }
+}
