@@ -27,9 +27,9 @@ use crate::relay::{self, Relay};
 use crate::session::SessionSettings;
 use crate::session::drain::Drain;
 use crate::snapshots::{SnapshotSettings, Snapshots};
-use crate::store::Store;
 use crate::store::local::LocalStore;
-use crate::store::redis::{RedisSettings, RedisStore};
+use crate::store::redis::{DEFAULT_PREFIX, RedisStore};
+use crate::store::{Retention, Store};
 use crate::version::base36;
 
 /// How long a node waits for Postgres at its start.
@@ -73,12 +73,13 @@ impl App {
             .connect_lazy_with(database.clone());
         check_database(&pool).await.with_context(|| format!("DATABASE_URL {}", config.database_url))?;
         let store: Arc<dyn Store> = match &config.redis_url {
-            Some(url) => Arc::new(
-                RedisStore::connect(url.expose(), RedisSettings::default())
-                    .await
-                    .with_context(|| format!("REDIS_URL {url}"))?,
-            ),
-            None => Arc::new(LocalStore::default()),
+            Some(url) => {
+                let store = RedisStore::new(url.expose(), DEFAULT_PREFIX, Retention::default())
+                    .with_context(|| format!("REDIS_URL {url}"))?;
+                store.ping().await.with_context(|| format!("REDIS_URL {url}"))?;
+                Arc::new(store)
+            }
+            None => Arc::new(LocalStore::new(Retention::default())),
         };
 
         let node = base36(rand::random());
