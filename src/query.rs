@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 use crate::identity::ResolvedPolicy;
 use crate::protocol::{Direction, ErrorCode, Nulls, OrderBy, Refusal};
 use crate::publication::{FeedKey, Schema};
@@ -73,15 +75,15 @@ pub struct ChannelSpec {
 }
 
 impl ChannelSpec {
-    /// The channel's part of a store key: permission and query, so that no entry is ever shared across them.
+    /// The channel's part of a store key: permission and query, so that no entry is ever shared across them. Clients
+    /// choose a part of what goes in, so this is a hash for which nobody can make two channels collide.
     pub fn hash(&self) -> String {
-        base36(xxhash_rust::xxh3::xxh3_64(self.canonical().as_bytes()))
+        digest(&self.canonical())
     }
 
     /// The tag that clients resume with: the channel, and the columns with types and key that its rows have.
     pub fn tag(&self, schema: &Schema) -> String {
-        let text = format!("{} {}", self.canonical(), schema.id());
-        base36(xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
+        digest(&format!("{} {}", self.canonical(), schema.id()))
     }
 
     fn canonical(&self) -> String {
@@ -95,6 +97,14 @@ impl ChannelSpec {
             .map(|name| OrderBy { column: name.clone(), dir: Direction::Asc, nulls: Nulls::Last })
             .collect()
     }
+}
+
+/// The first 128 bits of SHA-256, as text of at most 27 characters.
+fn digest(text: &str) -> String {
+    let hash = Sha256::digest(text.as_bytes());
+    let half =
+        |from: usize| base36(hash[from..from + 8].iter().fold(0, |number, &byte| (number << 8) | u64::from(byte)));
+    format!("{}-{}", half(0), half(8))
 }
 
 #[cfg(test)]
