@@ -3,88 +3,108 @@
 -- All of them are over one row of the table, under an alias.
 
 create function rowcast.base_type(type oid) returns oid
-    language sql stable strict
+    language plpgsql stable strict
     set search_path = pg_catalog, pg_temp
 as $$
-    with recursive step (type) as (
-        select $1
-        union all
-        select t.typbasetype from step join pg_type as t on t.oid = step.type where t.typtype = 'd'
-    )
-    select step.type from step join pg_type as t on t.oid = step.type where t.typtype <> 'd'
+declare
+    under oid;
+begin
+    loop
+        under := (select t.typbasetype from pg_type as t where t.oid = type and t.typtype = 'd');
+        exit when under is null;
+        type := under;
+    end loop;
+    return type;
+end
 $$;
 comment on function rowcast.base_type(oid) is 'The type under a domain, and under the domains below it.';
 
 create function rowcast.element_type(type oid) returns oid
-    language sql stable strict
+    language plpgsql stable strict
     set search_path = pg_catalog, pg_temp
 as $$
-    select rowcast.base_type(t.typelem) from pg_type as t
-    where t.oid = rowcast.base_type($1) and t.typcategory = 'A' and t.typelem <> 0
+begin
+    return rowcast.base_type((select t.typelem from pg_type as t
+        where t.oid = rowcast.base_type(type) and t.typcategory = 'A' and t.typelem <> 0));
+end
 $$;
 comment on function rowcast.element_type(oid) is 'The base type of an array''s elements; null if the type is not an array.';
 
 create function rowcast.type_name(type oid) returns text
-    language sql stable strict
+    language plpgsql stable strict
     set search_path = pg_catalog, pg_temp
 as $$
-    select t.typname || case when rowcast.element_type($1) is null then '' else '[]' end
-    from pg_type as t where t.oid = coalesce(rowcast.element_type($1), rowcast.base_type($1))
+declare
+    element constant oid := rowcast.element_type(type);
+begin
+    return (select t.typname || case when element is null then '' else '[]' end
+            from pg_type as t where t.oid = coalesce(element, rowcast.base_type(type)));
+end
 $$;
 comment on function rowcast.type_name(oid) is 'The name of a type as clients see it: int4, numeric[].';
 
 create function rowcast.value_sql(value text, type oid) returns text
-    language sql stable strict
+    language plpgsql stable strict
     set search_path = pg_catalog, pg_temp
 as $$
-    select case
-        when rowcast.base_type($2) in ('int8'::regtype, 'numeric'::regtype) then $1 || '::pg_catalog.text'
-        when rowcast.element_type($2) in ('int8'::regtype, 'numeric'::regtype) then $1 || '::pg_catalog.text[]'
-        else $1
-    end
+begin
+    return value || case
+        when rowcast.base_type(type) in ('int8'::regtype, 'numeric'::regtype) then '::pg_catalog.text'
+        when rowcast.element_type(type) in ('int8'::regtype, 'numeric'::regtype) then '::pg_catalog.text[]'
+        else ''
+    end;
+end
 $$;
 comment on function rowcast.value_sql(text, oid) is
     'SQL for what to_json should be given: int8 and numeric become text, so that no reader loses a digit.';
 
 create function rowcast.key_sql(relation oid, key text[], alias text) returns text
-    language sql stable strict
+    language plpgsql stable strict
     set search_path = pg_catalog, pg_temp
 as $$
-    select format('pg_catalog.concat(''['', %s, '']'')', string_agg(
-        case
-            when t.type in ('int2'::regtype, 'int4'::regtype) then t.value
-            when t.type in ('int8'::regtype, 'numeric'::regtype, 'uuid'::regtype) then format('''"'', %s, ''"''', t.value)
-            else format('pg_catalog.to_json(%s)::pg_catalog.text', rowcast.value_sql(t.value, t.type))
-        end, ', '','', ' order by k.place))
-    from unnest($2) with ordinality as k (name, place)
-    join pg_attribute as a on a.attrelid = $1 and a.attname = k.name and a.attnum > 0 and not a.attisdropped
-    cross join lateral (select rowcast.base_type(a.atttypid) as type, format('%s.%I', $3, a.attname) as value) as t
+begin
+    return (
+        select format('pg_catalog.concat(''['', %s, '']'')', string_agg(
+            case
+                when t.type in ('int2'::regtype, 'int4'::regtype) then t.value
+                when t.type in ('int8'::regtype, 'numeric'::regtype, 'uuid'::regtype) then format('''"'', %s, ''"''', t.value)
+                else format('pg_catalog.to_json(%s)::pg_catalog.text', rowcast.value_sql(t.value, t.type))
+            end, ', '','', ' order by k.place))
+        from unnest($2) with ordinality as k (name, place)
+        join pg_attribute as a on a.attrelid = $1 and a.attname = k.name and a.attnum > 0 and not a.attisdropped
+        cross join lateral (select rowcast.base_type(a.atttypid) as type, format('%s.%I', $3, a.attname) as value) as t
+    );
+end
 $$;
 comment on function rowcast.key_sql(oid, text[], text) is
     'SQL for the key of the row `alias` as compact JSON text: [1], ["a","2"].';
 
 create function rowcast.by_key_sql(relation oid, key text[]) returns text
-    language sql stable strict
+    language plpgsql stable strict
     set search_path = pg_catalog, pg_temp
 as $$
-    with part as (
-        select k.place, format('r.%I operator(%I.=)', a.attname, coalesce(o.nspname, 'pg_catalog')) as compared,
-               format('pg_catalog.json_array_element_text(k::pg_catalog.json, %s)::%s', k.place - 1,
-                      format_type(rowcast.base_type(a.atttypid), -1)) as wanted
-        from unnest($2) with ordinality as k (name, place)
-        join pg_attribute as a on a.attrelid = $1 and a.attname = k.name and a.attnum > 0 and not a.attisdropped
-        left join lateral (
-            select n.nspname from pg_opclass as c join pg_namespace as n on n.oid = c.opcnamespace
-            where c.opcmethod = 403 and c.opcdefault and c.opcintype = rowcast.base_type(a.atttypid) limit 1
-        ) as o on true
-    )
-    select case count(*)
-        when 1 then format('%s any (array(select %s from pg_catalog.unnest($1::pg_catalog.text[]) as k))',
-                           min(compared), min(wanted))
-        else format('exists (select from pg_catalog.unnest($1::pg_catalog.text[]) as k where %s)',
-                    string_agg(compared || ' ' || wanted, ' and ' order by place))
-    end
-    from part
+begin
+    return (
+        with part as (
+            select k.place, format('r.%I operator(%I.=)', a.attname, coalesce(o.nspname, 'pg_catalog')) as compared,
+                   format('pg_catalog.json_array_element_text(k::pg_catalog.json, %s)::%s', k.place - 1,
+                          format_type(rowcast.base_type(a.atttypid), -1)) as wanted
+            from unnest($2) with ordinality as k (name, place)
+            join pg_attribute as a on a.attrelid = $1 and a.attname = k.name and a.attnum > 0 and not a.attisdropped
+            left join lateral (
+                select n.nspname from pg_opclass as c join pg_namespace as n on n.oid = c.opcnamespace
+                where c.opcmethod = 403 and c.opcdefault and c.opcintype = rowcast.base_type(a.atttypid) limit 1
+            ) as o on true
+        )
+        select case count(*)
+            when 1 then format('%s any (array(select %s from pg_catalog.unnest($1::pg_catalog.text[]) as k))',
+                               min(compared), min(wanted))
+            else format('exists (select from pg_catalog.unnest($1::pg_catalog.text[]) as k where %s)',
+                        string_agg(compared || ' ' || wanted, ' and ' order by place))
+        end
+        from part
+    );
+end
 $$;
 comment on function rowcast.by_key_sql(oid, text[]) is 'SQL: the key of the row `r` is one of the key texts in $1.';
 
