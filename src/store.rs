@@ -14,6 +14,7 @@
 //!
 //! It knows nothing of rows, filters or clients: `states` and checkpoints are text and bytes to it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,12 @@ use tokio::sync::mpsc;
 
 use crate::publication::FeedKey;
 use crate::version::{Cut, Epoch, PgSnapshot, Version};
+
+mod assembler;
+mod outbox;
+
+pub mod local;
+pub mod redis;
 
 /// Proof of being the newest leader; a later claim has a higher one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +52,46 @@ pub struct Append {
     pub parts: Vec<Part>,
     /// With the last parts: the version takes effect and the beat goes out.
     pub closes: Option<Closing>,
+}
+
+impl Append {
+    /// What no leader may hand in: numbers that do not ascend, parts that do not join. Both stores refuse it before they
+    /// look at anything else.
+    fn flaw(&self) -> Option<&'static str> {
+        let head = self.follows.as_ref().map_or(Version(0), |(_, version)| *version);
+        if self.cut.version <= head || self.cut.version <= self.base {
+            return Some("the version of an append is not above the head and the base");
+        }
+        let mut next_part: HashMap<&FeedKey, u32> = HashMap::new();
+        for part in &self.parts {
+            let next = next_part.entry(&part.feed).or_insert(part.number);
+            if part.number != *next {
+                return Some("the parts of an append are not in order");
+            }
+            *next += 1;
+        }
+        let Some(closing) = &self.closes else { return None };
+        let touched: HashMap<&FeedKey, u32> =
+            closing.touched.iter().map(|touched| (&touched.feed, touched.parts)).collect();
+        if touched.len() < closing.touched.len() || touched.values().any(|&parts| parts == 0) {
+            return Some("a closing names a feed twice, or without parts");
+        }
+        if next_part.keys().any(|feed| !touched.contains_key(*feed)) {
+            return Some("a closing leaves out a feed that has parts");
+        }
+        None
+    }
+
+    /// The beat that goes out when this append closes its version.
+    fn beat(&self, closing: &Closing) -> Beat {
+        Beat {
+            base: self.base,
+            cut: self.cut.clone(),
+            polled_at: self.cut.as_of,
+            touched: closing.touched.clone(),
+            catalogue: closing.catalogue.clone(),
+        }
+    }
 }
 
 /// What makes a version take effect.
@@ -122,6 +169,23 @@ pub struct LogRead {
     pub entries: Option<Vec<Arc<Entry>>>,
 }
 
+/// How much of the log is kept. What is older or more is trimmed, oldest first; readers that need it are told so.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// By `as_of`, against the `as_of` of the cut that closes.
+    pub age: Duration,
+    /// Parts per feed.
+    pub parts: usize,
+}
+
+impl Default for Retention {
+    /// Ten minutes bridge a browser that was asleep and a node that was restarted; 10,000 parts are a minute of the
+    /// busiest feed.
+    fn default() -> Self {
+        Self { age: Duration::from_secs(600), parts: 10_000 }
+    }
+}
+
 /// The store cannot be reached, or holds what it should not.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -189,11 +253,20 @@ pub trait Store: Send + Sync + 'static {
     async fn ping(&self) -> Result<(), StoreError>;
 }
 
+/// Pushes that may wait for a reader: some seconds of a busy node.
+const QUEUE_PUSHES: usize = 4_096;
+
 /// The receiving end of [`Store::subscribe`]. When its queue (4,096 pushes) is full, pushes are dropped and
 /// [`Push::Lost`] follows as soon as there is room.
 pub struct Subscription {
     pub(crate) pushes: mpsc::Receiver<Push>,
     pub(crate) interests: mpsc::UnboundedSender<Interest>,
+}
+
+/// The far end of a subscription: what fills its queue, and what it asks for.
+struct Filler {
+    pushes: mpsc::Sender<Push>,
+    interests: mpsc::UnboundedReceiver<Interest>,
 }
 
 /// A change of what a subscription wants. At most two per feed that a node opens and closes.
@@ -204,6 +277,12 @@ pub(crate) enum Interest {
 }
 
 impl Subscription {
+    fn new() -> (Self, Filler) {
+        let (push_sender, pushes) = mpsc::channel(QUEUE_PUSHES);
+        let (interests, interest_receiver) = mpsc::unbounded_channel();
+        (Self { pushes, interests }, Filler { pushes: push_sender, interests: interest_receiver })
+    }
+
     /// The next push; `None` when the store is shut down. Cancel-safe.
     pub async fn next(&mut self) -> Option<Push> {
         self.pushes.recv().await

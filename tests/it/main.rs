@@ -1,1 +1,5 @@
+//! The integration tests, one binary: against real servers, which each test starts for itself and which end with it.
 
+mod contract;
+mod harness;
+mod store_faults;

@@ -1,0 +1,29 @@
+//! What the tests stand on: private servers, and the patience to wait for a condition instead of a time.
+
+pub mod redis;
+
+use std::time::Duration;
+
+/// Nothing that is waited for takes this long, even on a busy machine.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Waits for something that has to happen.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("not within {DEADLINE:?}: {what}"),
+    }
+}
+
+/// Asks again until there is an answer.
+pub async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    within(what, async {
+        loop {
+            if let Some(value) = probe().await {
+                return value;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+}
