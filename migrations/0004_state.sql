@@ -8,7 +8,10 @@ create table rowcast.state (
     acknowledged_at timestamptz,
     truncated_snapshot text,
     truncated_epoch text,
-    truncated_at timestamptz
+    truncated_at timestamptz,
+    defined jsonb,
+    defined_snapshot text,
+    defined_epoch text
 ) with (fillfactor = 50);
 insert into rowcast.state default values;
 
@@ -21,6 +24,9 @@ comment on column rowcast.state.acknowledged_at is 'now() of that cut.';
 comment on column rowcast.state.truncated_snapshot is 'The log holds everything this snapshot does not see; what it sees may be gone.';
 comment on column rowcast.state.truncated_epoch is 'The epoch of that snapshot.';
 comment on column rowcast.state.truncated_at is 'When a slice was emptied last.';
+comment on column rowcast.state.defined is 'Fingerprints of the feeds, by name.generation, as delivered.';
+comment on column rowcast.state.defined_snapshot is 'The cut with which they were delivered.';
+comment on column rowcast.state.defined_epoch is 'The epoch of that cut.';
 
 create table rowcast.pulse (
     only_row boolean primary key default true check (only_row),

@@ -18,3 +18,7 @@ pub mod query;
 
 pub mod hub;
 pub mod store;
+
+pub mod capture;
+
+pub mod relay;
