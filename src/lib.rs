@@ -22,6 +22,8 @@ pub mod store;
 
 pub mod capture;
 
+pub mod relay;
+
 pub mod rows;
 
 pub mod checkpoint;

@@ -24,7 +24,7 @@ use sqlx::postgres::PgPool;
 use sqlx::{AssertSqlSafe, Postgres, Row as _};
 use tokio::time::Instant;
 
-use crate::capture::catalogue;
+use crate::capture::catalogue::{self, CatalogueError, Moment};
 use crate::checkpoint::Checkpoint;
 use crate::entry::{Key, Row};
 use crate::metrics::{self, CacheResult};
@@ -90,6 +90,12 @@ pub enum OpenError {
     Again(String),
 }
 
+impl From<CatalogueError> for OpenError {
+    fn from(error: CatalogueError) -> Self {
+        Self::Again(error.to_string())
+    }
+}
+
 impl From<sqlx::Error> for OpenError {
     fn from(error: sqlx::Error) -> Self {
         Self::Again(error.to_string())
@@ -125,9 +131,9 @@ impl Snapshots {
     ///
     /// # Errors
     /// Postgres cannot be reached, or has no rowcast schema.
-    pub async fn load_catalogue(&self) -> Result<Catalogue, sqlx::Error> {
+    pub async fn load_catalogue(&self) -> Result<Catalogue, CatalogueError> {
         let mut connection = self.database.acquire().await?;
-        catalogue::describe(&mut connection).await
+        Ok(catalogue::describe(&mut connection).await?.catalogue)
     }
 
     /// Reads a channel's rows from wherever they are cheapest.
@@ -243,7 +249,7 @@ impl Snapshots {
         let fresh = self.query_on(&mut connection, order).await;
         match &fresh {
             Ok(_) => {
-                sqlx::raw_sql("commit").execute(&mut *connection).await?;
+                catalogue::commit(&mut connection).await?;
             }
             // What state the connection is in is not worth finding out.
             Err(_) => connection.close_on_drop(),
@@ -253,18 +259,12 @@ impl Snapshots {
 
     async fn query_on(&self, connection: &mut PoolConnection<Postgres>, order: &OpenOrder) -> Result<Fresh, OpenError> {
         let relation = &order.publication.relation;
-        lock_table(connection, relation).await?;
-        let row = sqlx::query("select pg_current_snapshot()::text, rowcast.identity(), pg_backend_pid()")
-            .fetch_one(&mut **connection)
-            .await?;
-        let seen: PgSnapshot =
-            row.try_get::<&str, _>(0)?.parse().map_err(|error| OpenError::Again(format!("{error}")))?;
-        let Some(identity) = row.try_get::<Option<&str>, _>(1)? else {
+        let moment = begin(connection, relation).await?;
+        let Some(epoch) = moment.epoch else {
             return Err(OpenError::Again("no leader has begun an epoch yet".to_owned()));
         };
-        let epoch = Epoch::of_identity(identity);
-        let backend: i32 = row.try_get(2)?;
-        let described = catalogue::describe(connection).await?;
+        let backend: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut **connection).await?;
+        let described = catalogue::describe(connection).await?.catalogue;
         let publication = described
             .publications
             .get(&order.spec.feed.name)
@@ -287,7 +287,7 @@ impl Snapshots {
         let version = order.at.version;
         Ok(Fresh {
             rows: Rows::at(version, rows),
-            place: if at_version { Place::At(version) } else { Place::Sees(seen) },
+            place: if at_version { Place::At(version) } else { Place::Sees(moment.snapshot) },
             schema: publication.schema.clone(),
             epoch,
         })
@@ -331,19 +331,12 @@ impl Snapshots {
 
 /// Begins the transaction and locks the table before any snapshot is taken: with the snapshot first, a rewriting ALTER or
 /// a TRUNCATE would leave the reader an empty table. Never waits in Postgres.
-async fn lock_table(connection: &mut PoolConnection<Postgres>, relation: &str) -> Result<(), OpenError> {
+async fn begin(connection: &mut PoolConnection<Postgres>, relation: &str) -> Result<Moment, OpenError> {
     let deadline = Instant::now() + TABLE_LOCK_WAIT;
-    // The relation comes quoted from `rowcast.describe()`.
-    let begin =
-        format!("begin isolation level repeatable read read only; lock table {relation} in access share mode nowait");
     loop {
-        match sqlx::raw_sql(AssertSqlSafe(begin.clone())).execute(&mut **connection).await {
-            Ok(_) => return Ok(()),
-            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("55P03") => {
-                sqlx::raw_sql("rollback").execute(&mut **connection).await?;
-                if Instant::now() >= deadline {
-                    return Err(OpenError::Again(format!("{relation} is locked")));
-                }
+        match catalogue::begin(connection, [relation]).await {
+            Ok(moment) => return Ok(moment),
+            Err(CatalogueError::Locked) if Instant::now() < deadline => {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             Err(error) => return Err(error.into()),

@@ -1,0 +1,518 @@
+//! Reading cuts: what changed from one snapshot of the database to the next, and the rows as they are at the second.
+//!
+//! ```text
+//!   poll     which publications changed since S(n-1)?                              one statement
+//!   open     begin; lock their tables, not waiting; S(n), epoch, stamp, clock      one round trip
+//!            stamp differs: the catalogue again, in this snapshot
+//!            keys changed between S(n-1) and S(n)    (one of a table not locked: from the start, with it locked)
+//!            rows by key, per publication
+//!   close    a version from the sequence; commit
+//! ```
+//!
+//! New is what S(n) sees and S(n-1) did not: `xid >= xmax(S(n-1)) or xid = any (xip(S(n-1)))`. A long transaction delays
+//! nobody, and every cut is a state that the database really was in.
+//!
+//! What cannot be said key by key is a *marker*: more than `bulk_rows` keys, a statement that was not told apart, a
+//! definition that changed without a trigger, a table that stays locked. A marker is always right, only dearer.
+//!
+//! The reader keeps no position: it is given the snapshot to continue from, because the store decides which that is.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::time::Instant;
+
+use crate::capture::catalogue::{self, CatalogueError, Definitions, Described, Moment};
+use crate::capture::session;
+use crate::entry::{PartsWriter, States};
+use crate::publication::{FeedKey, Publication};
+use crate::version::{BadSnapshot, Cut, Epoch, PgSnapshot, Version};
+
+/// A table that cannot be locked for so long gets a marker, so that the others go on.
+const LOCK_PATIENCE: Duration = Duration::from_millis(100);
+/// Between two attempts to lock.
+const LOCK_RETRY: Duration = Duration::from_millis(5);
+/// Keys in one query for rows.
+const KEYS_AT_ONCE: usize = 5_000;
+
+/// Reads cuts over one session.
+pub struct Reader {
+    connection: PgConnection,
+    /// The catalogue of the last transaction that looked, and its stamp.
+    known: Option<Known>,
+    /// The definitions that were delivered: what the next cut is compared with. Moves by [`Self::delivered`] only, so that
+    /// a cut which is not accepted is told again. `None`: unknown; then the next cut marks everything.
+    defined: Option<Definitions>,
+    /// Publications whose table could not be locked, since when.
+    blocked: HashMap<i32, Instant>,
+}
+
+struct Known {
+    stamp: String,
+    described: Arc<Described>,
+}
+
+/// What a look into the log found.
+#[derive(Clone, Debug)]
+pub struct Poll {
+    pub snapshot: PgSnapshot,
+    /// The database's clock when the look began: everything committed before is contained. Milliseconds since 1970.
+    pub polled_at: i64,
+    /// Publications with changes, by id.
+    pub changed: BTreeSet<i32>,
+}
+
+/// What a cut is to contain besides what the log says.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Publications known to have changed: their tables are locked from the first attempt on.
+    pub changed: BTreeSet<i32>,
+    /// Publications to be marked, and why.
+    pub markers: BTreeMap<i32, &'static str>,
+    /// Mark every publication: why. The log is not read then.
+    pub all: Option<&'static str>,
+    /// A cut even if nothing changed.
+    pub even_if_quiet: bool,
+}
+
+/// What a cut says of one feed: its parts, as the store keeps them.
+#[derive(Clone, Debug)]
+pub struct FeedStates {
+    pub feed: FeedKey,
+    pub parts: Vec<String>,
+    /// Why it is a marker, if it is one.
+    pub marker: Option<&'static str>,
+}
+
+/// A cut, complete.
+#[derive(Clone, Debug)]
+pub struct CutRead {
+    pub cut: Cut,
+    /// By publication; each feed once.
+    pub states: Vec<FeedStates>,
+    /// [`crate::publication::Catalogue::id`] at the cut.
+    pub catalogue: String,
+    /// Feeds that were delivered before and exist no longer.
+    pub forget: Vec<FeedKey>,
+    /// What the rows were read by.
+    pub definitions: Definitions,
+}
+
+/// Why a cut could not be read. No transaction is open.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The database is not the one that the position belongs to.
+    #[error("the epoch is another one")]
+    OtherEpoch,
+    /// S(n-1) ⊄ S(n): this database has lost what it showed before.
+    #[error("the database no longer contains what it showed before")]
+    NotContinuous,
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+    #[error(transparent)]
+    Snapshot(#[from] BadSnapshot),
+}
+
+/// A cut whose transaction is still open: a test may look at the tables in the same snapshot.
+pub struct OpenCut<'a> {
+    reader: &'a mut Reader,
+    epoch: Epoch,
+    moment: Moment,
+    described: Arc<Described>,
+    states: Vec<FeedStates>,
+    forget: Vec<FeedKey>,
+}
+
+impl Reader {
+    /// Opens the session.
+    ///
+    /// # Errors
+    /// The database cannot be reached.
+    pub async fn connect(database: &PgConnectOptions) -> Result<Self, sqlx::Error> {
+        // It holds locks while it reads, so it hardly waits for any.
+        let options = session::options(database).options([("lock_timeout", "100ms")]);
+        let connection = PgConnection::connect_with(&options).await?;
+        Ok(Self { connection, known: None, defined: None, blocked: HashMap::new() })
+    }
+
+    /// The session, between cuts.
+    pub fn connection(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+
+    /// What was published when the reader last looked.
+    pub fn described(&self) -> Option<&Arc<Described>> {
+        self.known.as_ref().map(|known| &known.described)
+    }
+
+    /// Tells the reader what was delivered: with a cut that the store accepted, or at a start.
+    pub fn delivered(&mut self, definitions: Option<Definitions>) {
+        self.defined = definitions;
+    }
+
+    /// Whether these are other definitions than those delivered.
+    pub fn is_new(&self, definitions: &Definitions) -> bool {
+        self.defined.as_ref() != Some(definitions)
+    }
+
+    /// Looks what changed since a snapshot.
+    ///
+    /// # Errors
+    /// The database refuses.
+    pub async fn poll(&mut self, after: &PgSnapshot) -> Result<Poll, ReadError> {
+        let (snapshot, polled_at, changed): (String, i64, Option<Vec<i32>>) = sqlx::query_as(
+            "select pg_current_snapshot()::text, (extract(epoch from statement_timestamp()) * 1000)::int8, \
+             rowcast.changed_publications($1::xid8, $2::xid8[])",
+        )
+        .bind(after.xmax().to_string())
+        .bind(xip_texts(after))
+        .fetch_one(&mut self.connection)
+        .await?;
+        Ok(Poll { snapshot: snapshot.parse()?, polled_at, changed: changed.unwrap_or_default().into_iter().collect() })
+    }
+
+    /// Whether definitions may differ from those delivered.
+    ///
+    /// # Errors
+    /// The database refuses.
+    pub async fn catalogue_changed(&mut self) -> Result<bool, ReadError> {
+        let stamp: Option<String> =
+            sqlx::query_scalar("select rowcast.catalogue_stamp()").fetch_one(&mut self.connection).await?;
+        Ok(match &self.known {
+            Some(known) if known.stamp == stamp.unwrap_or_default() => {
+                self.defined.as_ref() != Some(&known.described.definitions)
+            }
+            _ => true,
+        })
+    }
+
+    /// Reads the next cut and leaves its transaction open; `None` where there is nothing to say.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn open(
+        &mut self,
+        epoch: &Epoch,
+        after: &PgSnapshot,
+        wanted: &Wanted,
+    ) -> Result<Option<OpenCut<'_>>, ReadError> {
+        let mut attempt = Attempt { wanted, changed: wanted.changed.clone(), markers: wanted.markers.clone() };
+        loop {
+            match self.try_open(epoch, after, &mut attempt).await {
+                Ok(Tried::Open(moment, described, states, forget)) => {
+                    return Ok(Some(OpenCut { reader: self, epoch: epoch.clone(), moment, described, states, forget }));
+                }
+                Ok(Tried::Quiet) => {
+                    catalogue::rollback(&mut self.connection).await?;
+                    return Ok(None);
+                }
+                Ok(Tried::Again) => catalogue::rollback(&mut self.connection).await?,
+                Ok(Tried::Locked) => self.find_blocked(&mut attempt).await?,
+                Ok(Tried::Gone) => self.known = None,
+                Err(error) => {
+                    // The session may be lost, then so is the transaction.
+                    let _ = catalogue::rollback(&mut self.connection).await;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    async fn try_open(
+        &mut self,
+        epoch: &Epoch,
+        after: &PgSnapshot,
+        attempt: &mut Attempt<'_>,
+    ) -> Result<Tried, ReadError> {
+        let before = self.known.as_ref().map(|known| known.described.clone());
+        let to_lock: BTreeMap<i32, Arc<Publication>> = before
+            .iter()
+            .flat_map(|described| described.catalogue.publications.values())
+            .filter(|publication| attempt.changed.contains(&publication.id))
+            .filter(|publication| attempt.wanted.all.is_none() && !attempt.markers.contains_key(&publication.id))
+            .map(|publication| (publication.id, publication.clone()))
+            .collect();
+        let relations: BTreeSet<&str> = to_lock.values().map(|publication| publication.relation.as_str()).collect();
+        let moment = match catalogue::begin(&mut self.connection, relations.iter().copied()).await {
+            Ok(moment) => moment,
+            Err(CatalogueError::Locked) => return Ok(Tried::Locked),
+            Err(CatalogueError::Gone) => return Ok(Tried::Gone),
+            Err(CatalogueError::Database(error)) if session::is_statement_error(&error) && !to_lock.is_empty() => {
+                return Ok(Tried::Locked);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.blocked.retain(|id, _| !to_lock.contains_key(id));
+        if moment.epoch.as_ref() != Some(epoch) {
+            return Err(ReadError::OtherEpoch);
+        }
+        if !after.is_within(&moment.snapshot) {
+            return Err(ReadError::NotContinuous);
+        }
+        let described = match &self.known {
+            Some(known) if known.stamp == moment.stamp => known.described.clone(),
+            _ => Arc::new(catalogue::describe(&mut self.connection).await?),
+        };
+        let compared = Compared::new(self.defined.as_ref(), &described);
+        // Markers that the definitions ask for; what is new or gone needs no entry.
+        let mut markers: BTreeMap<i32, &'static str> = BTreeMap::new();
+        let mut readable: BTreeMap<i32, &Arc<Publication>> = BTreeMap::new();
+        for publication in described.catalogue.publications.values() {
+            let id = publication.id;
+            if compared.new.contains(&id) && attempt.wanted.all.is_none() {
+                continue;
+            }
+            let marker = attempt.wanted.all.or_else(|| attempt.markers.get(&id).copied());
+            match marker.or_else(|| compared.redefined.contains(&id).then_some("definition")) {
+                Some(why) => drop(markers.insert(id, why)),
+                None => drop(readable.insert(id, publication)),
+            }
+        }
+        let keys = if readable.is_empty() {
+            HashMap::new()
+        } else {
+            match self.changed_keys(after, &readable).await {
+                Err(error) if session::is_statement_error(&error) => {
+                    tracing::warn!(%error, "the change log cannot be read; marking every publication");
+                    attempt.markers.extend(readable.keys().map(|&id| (id, "log")));
+                    return Ok(Tried::Again);
+                }
+                keys => keys?,
+            }
+        };
+        for (&id, keys) in &keys {
+            let locked = to_lock.get(&id).is_some_and(|locked| locked.relation == readable[&id].relation);
+            if !locked && matches!(keys, Keys::Known(_)) {
+                attempt.changed.insert(id);
+                self.known = Some(Known { stamp: moment.stamp, described });
+                return Ok(Tried::Again);
+            }
+        }
+        let mut states = Vec::new();
+        for (id, keys) in keys {
+            let publication = readable[&id];
+            match keys {
+                Keys::Unknown(why) => drop(markers.insert(id, why)),
+                Keys::Known(keys) => match self.read_rows(publication, &keys).await {
+                    Ok(parts) => states.push(FeedStates { feed: publication.feed.clone(), parts, marker: None }),
+                    Err(error) if session::is_statement_error(&error) => {
+                        tracing::warn!(publication = %publication.feed, %error, "rows cannot be read; marking");
+                        attempt.markers.insert(id, "unreadable");
+                        return Ok(Tried::Again);
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+            }
+        }
+        for (id, why) in markers {
+            if let Some(publication) = described.by_id(id) {
+                let parts = vec![States::marker_part(why)];
+                states.push(FeedStates { feed: publication.feed.clone(), parts, marker: Some(why) });
+            }
+        }
+        let quiet = states.is_empty() && !compared.feeds_differ && !attempt.wanted.even_if_quiet;
+        self.known = Some(Known { stamp: moment.stamp.clone(), described: described.clone() });
+        if quiet { Ok(Tried::Quiet) } else { Ok(Tried::Open(moment, described, states, compared.forget)) }
+    }
+
+    /// Finds out which tables are locked; waits a little for them, then marks them.
+    async fn find_blocked(&mut self, attempt: &mut Attempt<'_>) -> Result<(), ReadError> {
+        let Some(described) = self.described().cloned() else { return Ok(()) };
+        let mut waiting = false;
+        for &id in &attempt.changed {
+            let Some(publication) = described.by_id(id).filter(|_| !attempt.markers.contains_key(&id)) else { continue };
+            match catalogue::begin(&mut self.connection, [publication.relation.as_str()]).await {
+                Ok(_) => {
+                    catalogue::rollback(&mut self.connection).await?;
+                    self.blocked.remove(&id);
+                }
+                Err(CatalogueError::Locked) => {
+                    let since = *self.blocked.entry(id).or_insert_with(Instant::now);
+                    if since.elapsed() >= LOCK_PATIENCE {
+                        attempt.markers.insert(id, "locked");
+                    } else {
+                        waiting = true;
+                    }
+                }
+                Err(CatalogueError::Gone) => self.known = None,
+                Err(CatalogueError::Database(error)) if session::is_statement_error(&error) => {
+                    tracing::warn!(publication = %publication.feed, %error, "the table cannot be locked; marking");
+                    attempt.markers.insert(id, "unreadable");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if waiting {
+            tokio::time::sleep(LOCK_RETRY).await;
+        }
+        Ok(())
+    }
+
+    /// The keys that changed since a snapshot, by publication.
+    async fn changed_keys(
+        &mut self,
+        after: &PgSnapshot,
+        readable: &BTreeMap<i32, &Arc<Publication>>,
+    ) -> Result<HashMap<i32, Keys>, sqlx::Error> {
+        let ids: Vec<i32> = readable.keys().copied().collect();
+        let mut changed: HashMap<i32, Keys> = HashMap::new();
+        let mut rows = sqlx::query_as::<_, (i32, Option<String>)>(
+            "select publication, key from rowcast.changed_keys($1::xid8, $2::xid8[], $3)",
+        )
+        .bind(after.xmax().to_string())
+        .bind(xip_texts(after))
+        .bind(ids)
+        .fetch(&mut self.connection);
+        while let Some((id, key)) = rows.try_next().await? {
+            let keys = changed.entry(id).or_insert_with(|| Keys::Known(Vec::new()));
+            match (&mut *keys, key) {
+                (Keys::Unknown(_), _) => {}
+                (_, None) => *keys = Keys::Unknown("bulk statement"),
+                (Keys::Known(known), Some(_)) if known.len() as u64 >= readable[&id].bulk_rows => {
+                    *keys = Keys::Unknown("bulk cut");
+                }
+                (Keys::Known(known), Some(key)) => known.push(key),
+            }
+        }
+        Ok(changed)
+    }
+
+    /// The rows of keys, as parts; keys without a row are gone.
+    async fn read_rows(&mut self, publication: &Publication, keys: &[String]) -> Result<Vec<String>, sqlx::Error> {
+        let sql = format!(
+            "select {} as key, {} as row from {} as r where {}",
+            publication.key_sql, publication.row_sql, publication.relation, publication.by_key_sql
+        );
+        let mut writer = PartsWriter::new(&publication.schema_id);
+        for keys in keys.chunks(KEYS_AT_ONCE) {
+            let mut gone: BTreeSet<&str> = keys.iter().map(String::as_str).collect();
+            let mut rows = sqlx::query_as::<_, (String, String)>(AssertSqlSafe(sql.clone()))
+                .bind(keys)
+                .fetch(&mut self.connection);
+            while let Some((key, row)) = rows.try_next().await? {
+                gone.remove(key.as_str());
+                writer.push(&key, Some(&row));
+            }
+            for key in gone {
+                writer.push(key, None);
+            }
+        }
+        Ok(writer.finish())
+    }
+}
+
+impl OpenCut<'_> {
+    /// The session, inside the cut's transaction.
+    pub fn connection(&mut self) -> &mut PgConnection {
+        &mut self.reader.connection
+    }
+
+    /// What is published at the cut.
+    pub fn described(&self) -> &Arc<Described> {
+        &self.described
+    }
+
+    /// What the cut will say.
+    pub fn states(&self) -> &[FeedStates] {
+        &self.states
+    }
+
+    /// S(n).
+    pub fn snapshot(&self) -> &PgSnapshot {
+        &self.moment.snapshot
+    }
+
+    /// Draws the version and commits. Whoever appends the cut knows that the number is drawn for good.
+    ///
+    /// # Errors
+    /// The database refuses.
+    pub async fn close(self) -> Result<CutRead, ReadError> {
+        let version = draw_version(&mut self.reader.connection).await?;
+        catalogue::commit(&mut self.reader.connection).await?;
+        Ok(CutRead {
+            cut: Cut { epoch: self.epoch, version, snapshot: self.moment.snapshot, as_of: self.moment.now_ms },
+            states: self.states,
+            catalogue: self.described.catalogue.id(),
+            forget: self.forget,
+            definitions: self.described.definitions.clone(),
+        })
+    }
+}
+
+/// The next version.
+///
+/// # Errors
+/// The database refuses.
+pub async fn draw_version(connection: &mut PgConnection) -> Result<Version, sqlx::Error> {
+    let version: i64 = sqlx::query_scalar("select nextval('rowcast.version')").fetch_one(connection).await?;
+    Ok(Version(version.unsigned_abs()))
+}
+
+/// One attempt after another at one cut: what was learnt stays.
+struct Attempt<'a> {
+    wanted: &'a Wanted,
+    changed: BTreeSet<i32>,
+    markers: BTreeMap<i32, &'static str>,
+}
+
+enum Tried {
+    /// Complete; the transaction is open.
+    Open(Moment, Arc<Described>, Vec<FeedStates>, Vec<FeedKey>),
+    /// Nothing to say; the transaction is open.
+    Quiet,
+    /// More is known than before; the transaction is open.
+    Again,
+    /// A table is locked; no transaction is open.
+    Locked,
+    /// A table is not there under its name; no transaction is open.
+    Gone,
+}
+
+/// The changed keys of a publication, or why they are not known.
+enum Keys {
+    Known(Vec<String>),
+    Unknown(&'static str),
+}
+
+/// What is published, compared with what was delivered.
+#[derive(Default)]
+struct Compared {
+    /// Feeds that were not there before, by publication.
+    new: BTreeSet<i32>,
+    /// The same feed by another definition: rows may have changed without a trigger.
+    redefined: BTreeSet<i32>,
+    forget: Vec<FeedKey>,
+    /// Something was published or unpublished.
+    feeds_differ: bool,
+}
+
+impl Compared {
+    fn new(delivered: Option<&Definitions>, now: &Described) -> Self {
+        let mut compared = Self::default();
+        for publication in now.catalogue.publications.values() {
+            let fingerprint = now.definitions.0.get(&publication.feed);
+            match delivered.map(|delivered| delivered.0.get(&publication.feed)) {
+                Some(None) => compared.new.insert(publication.id),
+                Some(earlier) if earlier == fingerprint => false,
+                // Another one, or nothing is known of what was delivered.
+                Some(_) | None => compared.redefined.insert(publication.id),
+            };
+        }
+        if let Some(delivered) = delivered {
+            compared.forget =
+                delivered.0.keys().filter(|feed| !now.definitions.0.contains_key(feed)).cloned().collect();
+        }
+        compared.feeds_differ = delivered.is_none() || !compared.new.is_empty() || !compared.forget.is_empty();
+        compared
+    }
+}
+
+fn xip_texts(snapshot: &PgSnapshot) -> Vec<String> {
+    snapshot.xip().iter().map(u64::to_string).collect()
+}

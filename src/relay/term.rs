@@ -1,0 +1,424 @@
+//! One term: from a claim on the store to the first thing that is unclear.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use crate::capture::catalogue::{self, CatalogueError};
+use crate::capture::doorbell::{Doorbell, Pace, Rung, SAFETY_POLL};
+use crate::capture::lease::{LeaseHandle, LeaseLost};
+use crate::capture::reader::{self, CutRead, Poll, ReadError, Reader, Wanted};
+use crate::capture::session;
+use crate::capture::slices::{self, StateError};
+use crate::relay::Relay;
+use crate::relay::start::{Found, Start, decide};
+use crate::store::{Append, AppendError, Beat, Closing, Fence, Part, StoreError, Touched};
+use crate::version::{Cut, Epoch, Version};
+
+/// States in one append, so that no script of the store runs long.
+const APPEND_BYTES: usize = 4 << 20;
+/// An answer of the store that takes longer is unclear.
+const STORE_ANSWER: Duration = Duration::from_secs(10);
+/// A publication whose changes are not all logged is marked so often.
+const RESYNC_EVERY: Duration = Duration::from_secs(2);
+/// Between two looks for slices to empty.
+const EMPTY_EVERY: Duration = Duration::from_secs(30);
+/// Between two signs of life, unless triggers would stop logging earlier.
+const LIFE_EVERY: Duration = Duration::from_secs(60);
+/// Between two looks whether old transactions have ended.
+const OLD_TRANSACTIONS: Duration = Duration::from_millis(100);
+
+/// Why a term ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// Ask the store again what it has.
+    Reclaim(String),
+    /// The session is lost.
+    Session(String),
+}
+
+/// The position of a term, and what it has to do when.
+struct Term<'a> {
+    relay: &'a Relay,
+    reader: &'a mut Reader,
+    fence: Fence,
+    epoch: Epoch,
+    /// The cut to continue from. In the store since [`Self::follows`] names it.
+    position: Cut,
+    /// The store's head.
+    follows: Option<(Epoch, Version)>,
+    /// Mark everything in the next cut: why.
+    mark: Option<&'static str>,
+    /// Publications whose capture function was renewed: until the transactions below this id have ended, some of their
+    /// changes may have been logged by the old one.
+    renewed: BTreeMap<i32, u64>,
+    /// The catalogue stamp for which renewing was tried.
+    renew_tried: BTreeSet<i32>,
+    acknowledged: Option<Version>,
+    beat_next: Instant,
+    acknowledge_next: Instant,
+    resync_next: Instant,
+    empty_next: Instant,
+    life_every: Duration,
+    life_next: Instant,
+}
+
+/// Claims the store and delivers until something is unclear.
+pub async fn serve(
+    relay: &Relay,
+    reader: &mut Reader,
+    bell: &mut Doorbell,
+    lease: &LeaseHandle,
+) -> Result<Infallible, Ended> {
+    let mut term = Term::begin(relay, reader).await?;
+    // Hung before the pace begins: who does not hear the bell is a straggler, and those are looked for.
+    bell.listen().await;
+    let bell_works: bool = sqlx::query_scalar(
+        "select current_setting('max_prepared_transactions') = '0' or current_setting('rowcast.doorbell', true) = 'on'",
+    )
+    .fetch_one(term.reader.connection())
+    .await?;
+    let mut pace = Pace::begin(lease.clone(), bell_works).await?;
+    loop {
+        let poll = term.turn().await?;
+        pace.polled(&poll.snapshot, !poll.changed.is_empty()).await?;
+        // Wakes up for: a ring; the next poll. What is due otherwise is due with a poll.
+        let pause = pace.pause().min(SAFETY_POLL);
+        if pace.is_awake() {
+            tokio::time::sleep(pause).await;
+        } else if let Rung::Rang(rings) = bell.wait(pause).await {
+            pace.rung(rings).await?;
+        }
+    }
+}
+
+impl<'a> Term<'a> {
+    async fn begin(relay: &'a Relay, reader: &'a mut Reader) -> Result<Self, Ended> {
+        let version = reader::draw_version(reader.connection()).await?;
+        let (fence, head) = in_time(relay.store.claim(version.0)).await?;
+        let delivered = slices::delivered(reader.connection()).await?;
+        let epoch = catalogue::identity(reader.connection()).await?;
+        let moment = catalogue::begin(reader.connection(), []).await?;
+        catalogue::rollback(reader.connection()).await?;
+        let lapsed = delivered.lapsed;
+        let life_every = (delivered.log_keep / 10).min(LIFE_EVERY);
+        let found = Found { head, delivered, epoch, snapshot: moment.snapshot, version };
+        let start = decide(&found);
+        tracing::info!(node = %relay.node, start = ?start_word(&start), head = ?found.head, lapsed, "a term begins");
+        slices::begin_logging(reader.connection()).await?;
+        if lapsed {
+            wait_for_old_transactions(reader).await?;
+        }
+        let follows = found.head.as_ref().map(|head| (head.epoch.clone(), head.version));
+        let (position, mark) = match start {
+            Start::Continue { from, definitions, mark } => {
+                reader.delivered(definitions);
+                (from, if lapsed { Some("log lapsed") } else { mark })
+            }
+            Start::Begin { why, plant } => {
+                tracing::warn!(node = %relay.node, why, "a new epoch begins");
+                reader.delivered(None);
+                let base = found.head.as_ref().map_or(Version(0), |head| head.version);
+                (new_epoch(reader, plant, base).await?, Some("new epoch"))
+            }
+        };
+        let now = Instant::now();
+        Ok(Self {
+            relay,
+            reader,
+            fence,
+            epoch: position.epoch.clone(),
+            position,
+            follows,
+            mark,
+            renewed: BTreeMap::new(),
+            renew_tried: BTreeSet::new(),
+            acknowledged: None,
+            beat_next: now,
+            acknowledge_next: now,
+            resync_next: now,
+            empty_next: now,
+            life_every,
+            life_next: now + life_every,
+        })
+    }
+
+    /// Looks, delivers what there is, and does what is due.
+    async fn turn(&mut self) -> Result<Poll, Ended> {
+        let now = Instant::now();
+        let poll = self.reader.poll(&self.position.snapshot).await?;
+        let beat_due = now >= self.beat_next;
+        let mut wanted = Wanted {
+            changed: poll.changed.clone(),
+            all: self.mark,
+            even_if_quiet: self.follows.is_none() || self.mark.is_some(),
+            ..Wanted::default()
+        };
+        let unsafe_due = now >= self.resync_next;
+        if unsafe_due {
+            wanted.markers = self.unsafe_publications(&poll).await?;
+            self.resync_next = now + RESYNC_EVERY;
+        }
+        let definitions_due = beat_due && self.reader.catalogue_changed().await?;
+        if !wanted.changed.is_empty() || wanted.even_if_quiet || !wanted.markers.is_empty() || definitions_due {
+            self.cut(&wanted, now).await?;
+        }
+        self.relay.polled();
+        if beat_due {
+            self.beat(poll.polled_at).await?;
+            self.beat_next = now + SAFETY_POLL;
+        }
+        self.keep_house(now).await?;
+        Ok(poll)
+    }
+
+    /// Reads a cut and appends it.
+    async fn cut(&mut self, wanted: &Wanted, started: Instant) -> Result<(), Ended> {
+        let Some(open) = self.reader.open(&self.epoch, &self.position.snapshot, wanted).await? else { return Ok(()) };
+        let read = open.close().await?;
+        if read.cut.version <= self.position.version {
+            return Err(Ended::Reclaim("the version sequence went back".into()));
+        }
+        self.append(&read).await?;
+        metrics::counter!("rowcast_cuts_total").increment(1);
+        metrics::histogram!("rowcast_cut_seconds").record(started.elapsed().as_secs_f64());
+        for why in read.states.iter().filter_map(|states| states.marker) {
+            metrics::counter!("rowcast_markers_total", "reason" => why).increment(1);
+        }
+        let redefined = self.reader.is_new(&read.definitions);
+        self.position = read.cut;
+        self.follows = Some((self.epoch.clone(), self.position.version));
+        self.mark = None;
+        if redefined {
+            slices::remember(self.reader.connection(), &read.definitions, &self.position).await?;
+            self.reader.delivered(Some(read.definitions));
+            self.renew_tried.clear();
+        }
+        Ok(())
+    }
+
+    async fn append(&self, read: &CutRead) -> Result<(), Ended> {
+        let mut parts = Vec::new();
+        let mut bytes = 0;
+        let append = |parts: Vec<Part>, closes: Option<Closing>| Append {
+            fence: self.fence,
+            follows: self.follows.clone(),
+            base: self.position.version,
+            cut: read.cut.clone(),
+            parts,
+            closes,
+        };
+        for states in &read.states {
+            for (number, text) in (0..).zip(&states.parts) {
+                if bytes + text.len() > APPEND_BYTES && !parts.is_empty() {
+                    in_time(self.relay.store.append(&append(std::mem::take(&mut parts), None))).await?;
+                    bytes = 0;
+                }
+                bytes += text.len();
+                parts.push(Part { feed: states.feed.clone(), number, states: text.clone() });
+            }
+        }
+        let touched = read
+            .states
+            .iter()
+            .map(|states| Touched { feed: states.feed.clone(), parts: states.parts.len() as u32 })
+            .collect();
+        let closing = Closing { touched, catalogue: read.catalogue.clone(), forget: read.forget.clone() };
+        in_time(self.relay.store.append(&append(parts, Some(closing)))).await?;
+        Ok(())
+    }
+
+    /// Says that everything up to the poll is in the store.
+    async fn beat(&self, polled_at: i64) -> Result<(), Ended> {
+        let Some(described) = self.reader.described() else { return Ok(()) };
+        let beat = Beat {
+            base: self.position.version,
+            cut: self.position.clone(),
+            polled_at: polled_at.max(self.position.as_of),
+            touched: Vec::new(),
+            catalogue: described.catalogue.id(),
+        };
+        in_time(self.relay.store.beat(self.fence, &beat)).await?;
+        Ok(())
+    }
+
+    /// Publications some of whose changes are not logged, or were not for a while. What can be mended is.
+    async fn unsafe_publications(&mut self, poll: &Poll) -> Result<BTreeMap<i32, &'static str>, Ended> {
+        let not_intact = self.reader.described().map(|described| described.not_intact.clone()).unwrap_or_default();
+        if not_intact.iter().any(|id| !self.renew_tried.contains(id)) {
+            self.renew_tried.extend(&not_intact);
+            tracing::warn!(publications = ?not_intact, "not every change is logged: triggers are missing or disabled");
+            match sqlx::query_scalar::<_, Vec<i32>>("select rowcast.renew_capture()")
+                .fetch_one(self.reader.connection())
+                .await
+            {
+                Ok(renewed) if !renewed.is_empty() => {
+                    let below: String = sqlx::query_scalar("select pg_current_xact_id()::text")
+                        .fetch_one(self.reader.connection())
+                        .await?;
+                    let below = below.parse().map_err(|error| Ended::Reclaim(format!("not a transaction id: {error}")))?;
+                    tracing::info!(publications = ?renewed, "their capture functions are renewed");
+                    self.renewed.extend(renewed.into_iter().map(|id| (id, below)));
+                }
+                Ok(_) => {}
+                Err(error) if session::is_statement_error(&error) => {
+                    tracing::warn!(%error, "capture functions cannot be renewed");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let mut markers: BTreeMap<i32, &'static str> = not_intact.iter().map(|&id| (id, "triggers")).collect();
+        markers.extend(self.renewed.keys().map(|&id| (id, "triggers")));
+        // This poll's marker follows the last of them: its cut is taken after the poll.
+        self.renewed.retain(|_, &mut below| {
+            poll.snapshot.xmax() < below || poll.snapshot.xip().iter().any(|&running| running < below)
+        });
+        Ok(markers)
+    }
+
+    /// What is due besides delivering: the position, the sign of life, slices to empty.
+    async fn keep_house(&mut self, now: Instant) -> Result<(), Ended> {
+        if self.follows.is_none() {
+            return Ok(());
+        }
+        if now >= self.acknowledge_next && self.acknowledged != Some(self.position.version) {
+            slices::acknowledge(self.reader.connection(), &self.position).await?;
+            self.acknowledged = Some(self.position.version);
+            self.acknowledge_next = now + SAFETY_POLL;
+        }
+        if now >= self.life_next {
+            if !slices::show_life(self.reader.connection()).await? {
+                return Err(Ended::Reclaim("triggers may have stopped logging".into()));
+            }
+            self.life_next = now + self.life_every;
+        }
+        if now >= self.empty_next {
+            match slices::empty(self.reader.connection(), &self.position).await {
+                Err(error) if session::is_statement_error(&error) => tracing::warn!(%error, "no slice can be emptied"),
+                emptied => drop(emptied?),
+            }
+            self.empty_next = now + EMPTY_EVERY;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the epoch another one, where it is not yet, and gives the position before its first cut.
+async fn new_epoch(reader: &mut Reader, plant: bool, base: Version) -> Result<Cut, Ended> {
+    if plant {
+        sqlx::query(
+            "insert into rowcast.epoch default values on conflict (only_row) do update set token = gen_random_uuid()",
+        )
+        .execute(reader.connection())
+        .await?;
+    }
+    sqlx::query("select setval('rowcast.version', greatest(last_value, $1)) from rowcast.version")
+        .bind(i64::try_from(base.0).unwrap_or(i64::MAX))
+        .execute(reader.connection())
+        .await?;
+    let moment = catalogue::begin(reader.connection(), []).await?;
+    catalogue::rollback(reader.connection()).await?;
+    let epoch = moment.epoch.ok_or_else(|| Ended::Reclaim("the token was taken away".into()))?;
+    Ok(Cut { epoch, version: base, snapshot: moment.snapshot, as_of: moment.now_ms })
+}
+
+/// Waits until every transaction that runs now has ended: they may not have logged what they changed.
+async fn wait_for_old_transactions(reader: &mut Reader) -> Result<(), Ended> {
+    let mut old: BTreeSet<String> = slices::running_transactions(reader.connection()).await?.into_iter().collect();
+    let count = old.len();
+    let mut told = false;
+    while !old.is_empty() {
+        tokio::time::sleep(OLD_TRANSACTIONS).await;
+        let running: BTreeSet<String> =
+            slices::running_transactions(reader.connection()).await?.into_iter().collect();
+        old.retain(|transaction| running.contains(transaction));
+        if !old.is_empty() && !told {
+            tracing::info!(count, "nothing was logged for long: waiting for transactions that began before now");
+            told = true;
+        }
+    }
+    Ok(())
+}
+
+fn start_word(start: &Start) -> &'static str {
+    match start {
+        Start::Continue { mark: None, .. } => "continue",
+        Start::Continue { mark: Some(why), .. } => why,
+        Start::Begin { .. } => "new epoch",
+    }
+}
+
+/// An answer of the store; a late one is unclear.
+async fn in_time<T, E: Into<Ended>>(answer: impl Future<Output = Result<T, E>>) -> Result<T, Ended> {
+    match timeout(STORE_ANSWER, answer).await {
+        Ok(answer) => answer.map_err(Into::into),
+        Err(_) => Err(Ended::Reclaim("the store did not answer in time".into())),
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reclaim(why) | Self::Session(why) => f.write_str(why),
+        }
+    }
+}
+
+impl From<StoreError> for Ended {
+    fn from(error: StoreError) -> Self {
+        Self::Reclaim(error.to_string())
+    }
+}
+
+impl From<AppendError> for Ended {
+    fn from(error: AppendError) -> Self {
+        Self::Reclaim(error.to_string())
+    }
+}
+
+impl From<LeaseLost> for Ended {
+    fn from(error: LeaseLost) -> Self {
+        Self::Session(error.to_string())
+    }
+}
+
+impl From<sqlx::Error> for Ended {
+    fn from(error: sqlx::Error) -> Self {
+        if session::is_statement_error(&error) {
+            Self::Reclaim(format!("the database refuses: {error}"))
+        } else {
+            Self::Session(format!("the database is lost: {error}"))
+        }
+    }
+}
+
+impl From<StateError> for Ended {
+    fn from(error: StateError) -> Self {
+        match error {
+            StateError::Database(error) => error.into(),
+            error => Self::Session(error.to_string()),
+        }
+    }
+}
+
+impl From<CatalogueError> for Ended {
+    fn from(error: CatalogueError) -> Self {
+        match error {
+            CatalogueError::Database(error) => error.into(),
+            error => Self::Reclaim(error.to_string()),
+        }
+    }
+}
+
+impl From<ReadError> for Ended {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Database(error) => error.into(),
+            ReadError::Catalogue(error) => error.into(),
+            error => Self::Reclaim(error.to_string()),
+        }
+    }
+}
