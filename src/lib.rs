@@ -18,3 +18,11 @@ pub mod query;
 
 pub mod hub;
 pub mod store;
+
+pub mod config;
+
+pub mod app;
+
+pub mod demo;
+
+pub mod cli;

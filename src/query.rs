@@ -105,7 +105,7 @@ mod tests {
     fn a_channel_is_a_publication_by_name() {
         let request = ChannelRequest::parse("app.orders-2_x").expect("a channel");
         assert_eq!(&*request.publication, "app.orders-2_x");
-        assert_eq!(ChannelRequest::parse("orders?").expect("a channel").publication, "orders".into());
+        assert_eq!(&*ChannelRequest::parse("orders?").expect("a channel").publication, "orders");
     }
 
     #[test]

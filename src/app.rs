@@ -1,0 +1,36 @@
+//! A node: binds first, then runs until it is told to stop.
+
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::ServeConfig;
+
+/// A node that has bound its address and does not serve yet.
+pub struct App {
+    listener: TcpListener,
+    addr: SocketAddr,
+}
+
+impl App {
+    pub async fn bind(config: ServeConfig) -> anyhow::Result<App> {
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("cannot listen on {} (ROWCAST_LISTEN)", config.listen))?;
+        let addr = listener.local_addr()?;
+        Ok(Self { listener, addr })
+    }
+
+    /// Where it listens: the real port, also where port 0 was asked for.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        stop.cancelled().await;
+        drop(self.listener);
+        Ok(())
+    }
+}
