@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 
 use anyhow::Context;
+use sqlx::{Connection, PgConnection};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::ServeConfig;
+use crate::config::{DatabaseUrl, ServeConfig};
 
 /// A node that has bound its address and does not serve yet.
 pub struct App {
@@ -33,4 +34,11 @@ impl App {
         drop(self.listener);
         Ok(())
     }
+}
+
+/// Brings the `rowcast` schema of a database up to date.
+pub async fn migrate(database_url: &DatabaseUrl) -> anyhow::Result<()> {
+    let mut connection = PgConnection::connect_with(&database_url.options()).await?;
+    sqlx::migrate!().run(&mut connection).await?;
+    Ok(connection.close().await?)
 }
