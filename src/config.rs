@@ -190,7 +190,7 @@ fn defaults<T: Args + FromArgMatches>(flags: &[&str]) -> T {
     T::from_arg_matches(&matches).expect("the defaults have been parsed already")
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
+pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "expected an IP address and a port, such as 127.0.0.1:8080 or 0.0.0.0:8080".into())
 }
 

@@ -34,6 +34,9 @@ impl FromStr for DatabaseUrl {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const EXPECTED: &str = "expected postgres://user:password@host:port/database";
+        if text.is_empty() {
+            return Err(EXPECTED.into());
+        }
         let url = Url::parse(text).map_err(|error| format!("{EXPECTED} ({error})"))?;
         if !matches!(url.scheme(), "postgres" | "postgresql") {
             return Err(EXPECTED.into());
@@ -77,6 +80,9 @@ impl FromStr for RedisUrl {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const EXPECTED: &str = "expected redis://user:password@host:port";
+        if text.is_empty() {
+            return Err(EXPECTED.into());
+        }
         let url = Url::parse(text).map_err(|error| format!("{EXPECTED} ({error})"))?;
         redis::Client::open(text).map_err(|error| match error.detail() {
             Some(detail) => format!("{EXPECTED} ({detail})"),
