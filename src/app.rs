@@ -37,8 +37,14 @@ impl App {
 }
 
 /// Brings the `rowcast` schema of a database up to date.
+///
+/// # Errors
+/// The database cannot be reached, or the role may not create the schema.
 pub async fn migrate(database_url: &DatabaseUrl) -> anyhow::Result<()> {
     let mut connection = PgConnection::connect_with(&database_url.options()).await?;
-    sqlx::migrate!().run(&mut connection).await?;
+    let mut migrator = sqlx::migrate!("./migrations");
+    migrator.dangerous_set_table_name("rowcast.migrations");
+    migrator.create_schema("rowcast");
+    migrator.run_direct(None, &mut connection, false).await?;
     Ok(connection.close().await?)
 }

@@ -2,41 +2,48 @@
 
 use std::fmt::Write;
 
+use sqlx::migrate::MigrateError;
 use sqlx::postgres::PgDatabaseError;
 
 /// The text of an error: its causes, and of a Postgres error the detail and the hint.
 pub fn describe(error: &anyhow::Error) -> String {
     let mut text = String::from("error: ");
     let mut last = String::new();
-    for (index, cause) in error.chain().enumerate() {
-        let said = match cause.downcast_ref::<sqlx::Error>() {
-            Some(sqlx::Error::Database(_)) => continue,
-            Some(sqlx::Error::Io(_)) => "cannot reach Postgres".to_owned(),
-            Some(sqlx::Error::PoolTimedOut) => "Postgres did not answer in time".to_owned(),
-            _ => match cause.downcast_ref::<PgDatabaseError>() {
-                Some(postgres) => postgres.message().to_owned(),
-                None => cause.to_string(),
-            },
+    let mut details = String::new();
+    for cause in error.chain() {
+        let postgres = postgres_error(cause);
+        let said = match (postgres, cause.downcast_ref::<sqlx::Error>()) {
+            (Some(postgres), _) => postgres.message().to_owned(),
+            (None, Some(sqlx::Error::Io(_))) => "cannot reach Postgres".to_owned(),
+            (None, Some(sqlx::Error::PoolTimedOut)) => "Postgres did not answer in time".to_owned(),
+            (None, _) => cause.to_string(),
         };
         // Many errors repeat their cause.
-        if index > 0 && !last.is_empty() && last.contains(&said) {
-            continue;
+        if last.is_empty() || !last.contains(&said) {
+            let separator = if last.is_empty() { "" } else { ": " };
+            let _ = write!(text, "{separator}{said}");
+            last = said;
         }
-        if !last.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&said);
-        last = said;
-    }
-    if let Some(postgres) = error.chain().find_map(|cause| cause.downcast_ref::<PgDatabaseError>()) {
-        if let Some(detail) = postgres.detail() {
-            let _ = write!(text, "\n  detail: {detail}");
-        }
-        if let Some(hint) = hint_for(postgres).or(postgres.hint()) {
-            let _ = write!(text, "\n  hint: {hint}");
+        if let Some(postgres) = postgres {
+            for (name, more) in [("detail", postgres.detail()), ("hint", hint_for(postgres).or(postgres.hint()))] {
+                if let Some(more) = more {
+                    let _ = write!(details, "\n  {name}: {more}");
+                }
+            }
+            break;
         }
     }
-    text
+    text + &details
+}
+
+/// What Postgres said, if an error is that it said something.
+fn postgres_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a PgDatabaseError> {
+    let database = match (error.downcast_ref::<sqlx::Error>(), error.downcast_ref::<MigrateError>()) {
+        (Some(error), _) => error.as_database_error(),
+        (_, Some(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _))) => error.as_database_error(),
+        _ => None,
+    };
+    database?.try_downcast_ref::<PgDatabaseError>()
 }
 
 /// What Postgres cannot know: that its complaint means that Rowcast is not installed.

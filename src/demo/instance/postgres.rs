@@ -80,7 +80,9 @@ impl Postgres {
     /// No PostgreSQL programs on this machine, or what `initdb` or the server said.
     pub async fn launch(options: PostgresOptions) -> anyhow::Result<Self> {
         let programs = PostgresPrograms::find()?;
-        let server = Server::prepare("postgres", Signal::SIGINT, options.keep)?;
+        // What is going to be removed need not be written out first.
+        let stop_signal = if options.keep { Signal::SIGINT } else { Signal::SIGQUIT };
+        let server = Server::prepare("postgres", stop_signal, options.keep)?;
         let password = options.durable.then(random_password);
         let mut postgres = Self { programs, server, options, port: 0, password };
         postgres.init().await?;
