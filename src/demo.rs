@@ -138,17 +138,22 @@ fn banner(servers: &Servers, addr: SocketAddr, options: &DemoOptions) -> String 
 }
 
 fn how_to_start_again(postgres: &Postgres) -> String {
-    let data = postgres.directory().join("data");
-    let pg_ctl = format!("{} -D {} -w start", postgres.program("pg_ctl").display(), data.display());
-    let start = match postgres.runs_as() {
-        Some(user) => format!("su {user} -s /bin/sh -c '{pg_ctl}'"),
-        None => pg_ctl,
+    let directory = postgres.directory().display();
+    let pg_ctl = format!("{} -D {directory}/data -l {directory}/server.log", postgres.program("pg_ctl").display());
+    let as_user = |command: &str| match postgres.runs_as() {
+        Some(user) => format!("su {user} -s /bin/sh -c '{pg_ctl} {command}'"),
+        None => format!("{pg_ctl} {command}"),
     };
     format!(
-        "\n  The data is in {directory}. To go on with it:\n    {start}\n    DATABASE_URL='{url}' rowcast serve\n  \
-         To remove it: stop PostgreSQL ({stop}) and delete the directory.\n",
-        directory = postgres.directory().display(),
+        "
+  The data is in {directory}. To go on with it:
+    {start}
+    DATABASE_URL='{url}' rowcast serve
+  To be rid of it:
+    {stop}; rm -r {directory}
+",
+        start = as_user("start"),
+        stop = as_user("stop"),
         url = postgres.url().expose(),
-        stop = start.replace("-w start", "stop"),
     )
 }

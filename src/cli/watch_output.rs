@@ -65,7 +65,7 @@ impl Output {
         self.state = None;
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         if self.json {
-            self.object(&json!({ "op": "offline", "why": why, "retry_ms": wait_ms }))?;
+            writeln!(self.out, r#"{{"op":"offline","why":{},"retry_ms":{wait_ms}}}"#, json!(why))?;
         } else {
             self.note(&format!("offline: {}; trying again in {:.1} s", cell_long(why), wait.as_secs_f64()));
         }
@@ -100,7 +100,7 @@ impl Output {
                 Ok(())
             }
             Event::Live(live) => self.live(client, live),
-            Event::Reset { why, .. } if self.json => self.object(&json!({ "op": "reset", "why": why })),
+            Event::Reset { why, .. } if self.json => writeln!(self.out, r#"{{"op":"reset","why":{}}}"#, json!(why)),
             Event::Reset { why, .. } => {
                 self.note(&format!("reset ({}): a snapshot follows", cell_long(why)));
                 Ok(())
@@ -124,9 +124,15 @@ impl Output {
 
     fn live(&mut self, client: &Client, live: &Live) -> io::Result<()> {
         if self.json {
-            return self.object(&json!({
-                "op": "live", "epoch": live.epoch, "version": live.version, "as_of": live.as_of, "state": live.state,
-            }));
+            // Written out, so that every line begins with its op.
+            return writeln!(
+                self.out,
+                r#"{{"op":"live","epoch":{},"version":{},"as_of":{},"state":{}}}"#,
+                json!(live.epoch),
+                live.version,
+                live.as_of,
+                json!(live.state)
+            );
         }
         let is_complete = client.handles().into_iter().all(|handle| client.is_complete(handle));
         if is_complete && self.state.as_deref() != Some(live.state.as_str()) {
@@ -208,10 +214,6 @@ impl Output {
                 )
             }
         }
-    }
-
-    fn object(&mut self, object: &serde_json::Value) -> io::Result<()> {
-        writeln!(self.out, "{object}")
     }
 
     fn paint(&self, colour: &str, text: &str) -> String {

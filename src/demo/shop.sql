@@ -23,12 +23,12 @@ create table shop.orders (
     product_id int not null references shop.products,
     quantity int not null check (quantity > 0),
     status text not null default 'open'
-        check (status in ('open', 'paid', 'packed', 'sent', 'delivered', 'cancelled')),
+        check (status in ('open', 'paid', 'packed', 'shipped', 'cancelled')),
     total numeric(10, 2) not null,
     placed_at timestamptz not null default now(),
     updated_at timestamptz not null default now()
 );
-comment on table shop.orders is 'open → paid → packed → sent → delivered; cancelled until it is sent.';
+comment on table shop.orders is 'open → paid → packed → shipped; or cancelled before that.';
 
 create table shop.settings (
     only_row bool primary key default true check (only_row),
@@ -69,7 +69,7 @@ from generate_series(1, 120) n;
 insert into shop.orders (customer_id, product_id, quantity, status, total, placed_at, updated_at)
 select
     pg_temp.pick('customer', n, 200), product.id, quantity,
-    (array['open', 'open', 'paid', 'packed', 'sent', 'delivered', 'delivered', 'delivered', 'cancelled'])
+    (array['open', 'open', 'paid', 'paid', 'packed', 'shipped', 'shipped', 'shipped', 'cancelled'])
         [pg_temp.pick('status', n, 9)],
     product.price * quantity,
     now() - (1701 - n) * interval '150 seconds',

@@ -62,15 +62,15 @@ enum Deed {
 }
 
 impl Deed {
-    /// How often, of a hundred. An order takes four steps to be delivered and leaves after that: so balanced, the number
-    /// of orders stays about the same.
+    /// How often, of a hundred. An order takes three steps to be shipped and is removed some time after that: so
+    /// balanced, the number of orders stays about the same.
     const OFTEN: [(Deed, u32); 6] = [
-        (Deed::PlaceOrder, 18),
-        (Deed::AdvanceOrder, 60),
-        (Deed::CancelOrder, 4),
-        (Deed::RemoveOldOrders, 5),
-        (Deed::ChangePrice, 8),
-        (Deed::Restock, 5),
+        (Deed::PlaceOrder, 20),
+        (Deed::AdvanceOrder, 52),
+        (Deed::CancelOrder, 3),
+        (Deed::RemoveOldOrders, 7),
+        (Deed::ChangePrice, 12),
+        (Deed::Restock, 6),
     ];
 
     fn at_random() -> Self {
@@ -99,10 +99,10 @@ impl Deed {
             }
             Self::AdvanceOrder => {
                 "update shop.orders set updated_at = now(), status = case status
-                     when 'open' then 'paid' when 'paid' then 'packed' when 'packed' then 'sent' else 'delivered' end
+                     when 'open' then 'paid' when 'paid' then 'packed' else 'shipped' end
                  where id = (
                      select id from shop.orders
-                     where status in ('open', 'paid', 'packed', 'sent') and id >= (
+                     where status in ('open', 'paid', 'packed') and id >= (
                          select min(id) + $3 % (max(id) - min(id) + 1) from shop.orders)
                      order by id limit 1 for update skip locked)"
             }
@@ -114,14 +114,14 @@ impl Deed {
             }
             Self::RemoveOldOrders => {
                 "delete from shop.orders where id in (
-                     select id from shop.orders where status in ('delivered', 'cancelled')
+                     select id from shop.orders where status in ('shipped', 'cancelled')
                      order by id limit (select greatest(1, least(8, count(*) - 1700)) from shop.orders)
                      for update skip locked)"
             }
             Self::ChangePrice => {
                 "update shop.products set price = greatest(1, round(price * (0.9 + ($3 % 21) / 100.0), 2)) where id = $1"
             }
-            Self::Restock => "update shop.products set stock = stock + 10 * $2 where id = $1",
+            Self::Restock => "update shop.products set stock = least(500, stock + 10 * $2) where id = $1",
         }
     }
 
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn deeds_add_up_to_a_hundred() {
         assert_eq!(Deed::OFTEN.iter().map(|(_, often)| often).sum::<u32>(), 100);
-        assert_eq!((Deed::at(0), Deed::at(17), Deed::at(18)), (Deed::PlaceOrder, Deed::PlaceOrder, Deed::AdvanceOrder));
+        assert_eq!((Deed::at(0), Deed::at(19), Deed::at(20)), (Deed::PlaceOrder, Deed::PlaceOrder, Deed::AdvanceOrder));
         assert_eq!(Deed::at(99), Deed::Restock);
     }
 

@@ -122,6 +122,7 @@ impl Server {
     pub(super) fn start(&mut self, command: &mut Command) -> anyhow::Result<()> {
         anyhow::ensure!(self.child.is_none(), "the server is running already");
         let log = File::options().append(true).create(true).open(self.log_path())?;
+        self.own(&self.log_path())?;
         let program = command.get_program().to_owned();
         let child = command
             .stdout(log.try_clone()?)
