@@ -14,16 +14,17 @@ use anyhow::Context;
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::capture::{install, session};
-use crate::config::ServeConfig;
+use crate::config::{DatabaseUrl, ServeConfig};
 use crate::http::listen;
 use crate::http::{self, Edge, EdgeParts, EdgeSettings, MetricsAt};
 use crate::hub::{HubSettings, HubTask};
 use crate::metrics::{self, Exporter};
-use crate::relay::{self, Relay};
+use crate::relay::{self, Relay, RelayStatus};
 use crate::session::SessionSettings;
 use crate::session::drain::Drain;
 use crate::snapshots::{SnapshotSettings, Snapshots};
@@ -101,12 +102,13 @@ impl App {
         let edge = Edge::new(EdgeParts {
             hub: handle,
             store: Arc::clone(&store),
-            postgres: Arc::new(database.clone()),
+            postgres: Arc::new(database),
             settings: settings.clone(),
             drain: Arc::clone(&drain),
             exporter: exporter.clone(),
         });
-        let relay = Relay::new(database, store, node);
+        let (status, _) = watch::channel(RelayStatus::default());
+        let relay = Relay { database: config.database_url.options(), store, node, status };
         Ok(Self { listener, metrics_listener, address, edge, settings, drain, exporter, hub, relay, pump })
     }
 
@@ -159,6 +161,14 @@ impl App {
         main.context("the web listener")?;
         figures.context("the metrics listener")
     }
+}
+
+/// Brings the `rowcast` schema of a database up to date.
+///
+/// # Errors
+/// See [`install::migrate`].
+pub async fn migrate(database_url: &DatabaseUrl) -> anyhow::Result<()> {
+    Ok(install::migrate(&database_url.options()).await?)
 }
 
 fn bind(address: SocketAddr, variable: &str) -> anyhow::Result<TcpListener> {

@@ -35,3 +35,11 @@ pub mod hub;
 pub mod session;
 
 pub mod http;
+
+pub mod config;
+
+pub mod app;
+
+pub mod demo;
+
+pub mod cli;
