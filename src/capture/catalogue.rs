@@ -170,11 +170,10 @@ pub async fn describe(connection: &mut PgConnection) -> Result<Described, Catalo
 /// # Errors
 /// See [`CatalogueError`].
 pub async fn describe_one(connection: &mut PgConnection, name: &str) -> Result<Option<Publication>, CatalogueError> {
-    let row: Option<DescribeRow> =
-        sqlx::query_as("select *, columns::text as columns_text from rowcast.describe($1)")
-            .bind(name)
-            .fetch_optional(connection)
-            .await?;
+    let row: Option<DescribeRow> = sqlx::query_as("select *, columns::text as columns_text from rowcast.describe($1)")
+        .bind(name)
+        .fetch_optional(connection)
+        .await?;
     row.map(DescribeRow::read).transpose().map_err(CatalogueError::from)
 }
 

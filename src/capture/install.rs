@@ -17,8 +17,7 @@ pub async fn migrate(database: &PgConnectOptions) -> Result<(), MigrateError> {
     // Not a session with our limits: a migration of a large log may take its time. Waiting for each other is done in
     // short statements by sqlx's advisory lock.
     let mut connection = PgConnection::connect_with(&database.clone().application_name("rowcast migrate")).await?;
-    let mut migrator =
-        Migrator { migrations: MIGRATIONS.migrations.clone(), ..Migrator::with_migrations(Vec::new()) };
+    let mut migrator = Migrator { migrations: MIGRATIONS.migrations.clone(), ..Migrator::with_migrations(Vec::new()) };
     migrator.dangerous_set_table_name("rowcast.migrations");
     migrator.create_schema("rowcast");
     migrator.run_direct(None, &mut connection, false).await?;

@@ -58,7 +58,8 @@ enum Request {
 /// # Errors
 /// The database cannot be reached.
 pub async fn acquire(database: &PgConnectOptions) -> Result<(Lease, LeaseHandle), sqlx::Error> {
-    let options = session::options(database).application_name("rowcast lease").options([("idle_session_timeout", LEASE)]);
+    let options =
+        session::options(database).application_name("rowcast lease").options([("idle_session_timeout", LEASE)]);
     let mut connection = PgConnection::connect_with(&options).await?;
     loop {
         let ours: bool = sqlx::query_scalar("select pg_try_advisory_lock($1, $2)")
@@ -119,9 +120,8 @@ impl Lease {
                     .execute(&mut self.connection)
                     .await?;
                 // A statement of its own: the id must be drawn after the lock is seen to be free.
-                let xid: String = sqlx::query_scalar("select pg_current_xact_id()::text")
-                    .fetch_one(&mut self.connection)
-                    .await?;
+                let xid: String =
+                    sqlx::query_scalar("select pg_current_xact_id()::text").fetch_one(&mut self.connection).await?;
                 let _ = reply.send(xid.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?);
             }
             Some(Request::Confirm(reply)) => {

@@ -326,7 +326,9 @@ impl Reader {
         let Some(described) = self.described().cloned() else { return Ok(()) };
         let mut waiting = false;
         for &id in &attempt.changed {
-            let Some(publication) = described.by_id(id).filter(|_| !attempt.markers.contains_key(&id)) else { continue };
+            let Some(publication) = described.by_id(id).filter(|_| !attempt.markers.contains_key(&id)) else {
+                continue;
+            };
             match catalogue::begin(&mut self.connection, [publication.relation.as_str()]).await {
                 Ok(_) => {
                     catalogue::rollback(&mut self.connection).await?;

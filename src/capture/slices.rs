@@ -87,7 +87,13 @@ pub async fn delivered(connection: &mut PgConnection) -> Result<Delivered, State
         }
         _ => None,
     };
-    Ok(Delivered { acknowledged, truncated, defined, lapsed: row.lapsed, log_keep: Duration::from_secs_f64(row.log_keep_seconds.max(1.0)) })
+    Ok(Delivered {
+        acknowledged,
+        truncated,
+        defined,
+        lapsed: row.lapsed,
+        log_keep: Duration::from_secs_f64(row.log_keep_seconds.max(1.0)),
+    })
 }
 
 /// Notes the definitions that were delivered with a cut.

@@ -259,7 +259,8 @@ impl<'a> Term<'a> {
                     let below: String = sqlx::query_scalar("select pg_current_xact_id()::text")
                         .fetch_one(self.reader.connection())
                         .await?;
-                    let below = below.parse().map_err(|error| Ended::Reclaim(format!("not a transaction id: {error}")))?;
+                    let below =
+                        below.parse().map_err(|error| Ended::Reclaim(format!("not a transaction id: {error}")))?;
                     tracing::info!(publications = ?renewed, "their capture functions are renewed");
                     self.renewed.extend(renewed.into_iter().map(|id| (id, below)));
                 }
@@ -332,8 +333,7 @@ async fn wait_for_old_transactions(reader: &mut Reader) -> Result<(), Ended> {
     let mut told = false;
     while !old.is_empty() {
         tokio::time::sleep(OLD_TRANSACTIONS).await;
-        let running: BTreeSet<String> =
-            slices::running_transactions(reader.connection()).await?.into_iter().collect();
+        let running: BTreeSet<String> = slices::running_transactions(reader.connection()).await?.into_iter().collect();
         old.retain(|transaction| running.contains(transaction));
         if !old.is_empty() && !told {
             tracing::info!(count, "nothing was logged for long: waiting for transactions that began before now");
