@@ -456,6 +456,41 @@ fn a_beat_below_our_version_changes_nothing_and_a_replay_above_it_does_no_harm()
 }
 
 #[test]
+fn a_client_that_stands_where_a_replay_overtakes_it_goes_on() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    node.version(41, &[("a", &[(1, Some(41))])]);
+    take(&mut client);
+    node.written(1);
+    // The store lost 36 to 41 and goes on: the node reads two steps from the log, and takes them at once.
+    node.beat(EPOCH, 45, 46, &["a"]);
+    let (number, after) = node
+        .effects
+        .iter()
+        .find_map(|effect| match effect {
+            Effect::ReadLogs { number, after, .. } => Some((*number, *after)),
+            _ => None,
+        })
+        .expect("the log is read");
+    assert_eq!(after, Version(41));
+    let read = ["a", "b"].map(|name| {
+        let entries = match name {
+            "a" => vec![
+                Node::entry(35, 45, Node::states(&[(1, Some(41)), (2, Some(2))])),
+                Node::entry(45, 46, Node::states(&[(2, Some(3))])),
+            ],
+            _ => Vec::new(),
+        };
+        (feed(name), LogRead { head: Some(cut_of(EPOCH, 46)), entries: Some(entries) })
+    });
+    node.state.on_logs(number, Some(read.into_iter().collect()), node.now);
+    node.turn();
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["delta", "live"], "no reset");
+    assert_eq!((&frames[0]["version"], &frames[0]["rows"]), (&json!(46), &json!([{"id":2,"n":3}])));
+}
+
+#[test]
 fn ids_are_unique_shared_and_free_again() {
     let mut node = Node::new();
     let mut client = node.client_of_both(1);
