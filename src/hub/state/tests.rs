@@ -344,6 +344,12 @@ fn resume_is_answered_by_what_changed_or_by_a_snapshot_but_never_in_the_past() {
     let mut level = node.attach(3);
     node.subscribe(3, 1, "a", Some((tag.clone(), 42)));
     assert_eq!(ops(&take(&mut level)), ["subscribed"]);
+    let tag_of_b = node.state.channels.values().find(|channel| &*channel.feed().name == "b").expect("a channel");
+    let tag_of_b = tag_of_b.form.as_ref().expect("live").tag.clone();
+    node.subscribe(3, 2, "b", Some((tag_of_b, 41)));
+    let frames = take(&mut level);
+    assert_eq!(ops(&frames), ["subscribed"], "nothing changed, so nothing follows");
+    assert_eq!(frames[0]["version"], json!(41), "resumed from where the client was");
 
     let mut old = node.attach(4);
     node.subscribe(4, 1, "a", Some((tag.clone(), 39)));
