@@ -2,5 +2,6 @@
 
 mod capture;
 mod contract;
+mod filters;
 mod harness;
 mod store_faults;
