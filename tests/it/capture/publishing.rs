@@ -92,7 +92,7 @@ async fn unpublishing_and_dropping_the_schema_leave_nothing_behind() {
 #[tokio::test]
 async fn several_processes_may_install_at_once() {
     let postgres = PrivatePostgres::bare(&[]).await;
-    let options = postgres.options();
+    let options: sqlx::postgres::PgConnectOptions = postgres.url().parse().expect("an address");
     let installs = (0..5).map(|_| rowcast::capture::install::migrate(&options));
     for installed in futures_util::future::join_all(installs).await {
         installed.expect("an installation");
@@ -136,6 +136,14 @@ async fn writers_go_on_whatever_happens_to_the_key() {
     )
     .await;
     let mut mirror = Mirror::new(&postgres).await;
+    run(
+        &mut connection,
+        "create role clerk; grant select, insert, update, delete on a, p to clerk; set role clerk;
+         insert into a values (10, 1); update p set v = 7 where id = 9; reset role",
+    )
+    .await;
+    assert!(mirror.step().await);
+    assert_eq!(mirror.states, 2, "a writer needs no rights on anything of ours");
     let write = "insert into T (K, v) values (20, 1); update T set v = v + 1; delete from T where v = 5;
                  update T set K = 30 where K = 1; delete from T where K in (20, 30)";
     for table in ["a", "p"] {
