@@ -28,6 +28,7 @@ use crate::capture::catalogue::{self, CatalogueError, Moment};
 use crate::checkpoint::Checkpoint;
 use crate::entry::{Key, Row};
 use crate::metrics::{self, CacheResult};
+use crate::order::plain;
 use crate::protocol::{ErrorCode, Refusal};
 use crate::publication::{Catalogue, FeedKey, Publication, Schema};
 use crate::query::{ChannelSpec, Literal, Query, can_equal};
@@ -423,9 +424,4 @@ fn is_text(type_name: &str) -> bool {
 
 fn quoted(identifier: &str) -> String {
     format!("\"{}\"", identifier.replace('"', "\"\""))
-}
-
-/// The text that a JSON value stands for.
-fn plain(json: &str) -> String {
-    serde_json::from_str::<String>(json).unwrap_or_else(|_| json.to_owned())
 }

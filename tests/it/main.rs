@@ -7,5 +7,6 @@
 mod capture;
 mod contract;
 mod faults;
+mod filters;
 mod harness;
 mod store_faults;

@@ -1,10 +1,8 @@
 //! What the tests stand on: private servers, and the patience to wait for a condition instead of a time.
 
 pub mod cluster;
-#[allow(dead_code, reason = "what a dashboard can be made to do, whether or not a test does it today")]
 pub mod dash;
 pub mod load;
-#[allow(dead_code, reason = "what a node can be made to do, whether or not a test does it today")]
 pub mod node;
 pub mod postgres;
 pub mod proxy;
