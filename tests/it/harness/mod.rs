@@ -1,5 +1,8 @@
 //! What the tests stand on: private servers, and the patience to wait for a condition instead of a time.
 
+pub mod database;
+#[allow(dead_code, reason = "what a node can be made to do, whether or not a test does it today")]
+pub mod node;
 pub mod redis;
 
 use std::time::Duration;
