@@ -9,8 +9,9 @@ use std::time::Duration;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::client::{Change, Client, Event, Form, Handle, Live, Row, is_number, plain};
+use super::client::{Change, Client, Event, Form, Handle, Live, Row};
 use super::table::{Heading, Table, cell};
+use crate::order::{is_number, plain};
 
 const GREEN: &str = "\x1b[32m";
 const YELLOW: &str = "\x1b[33m";

@@ -17,9 +17,9 @@ use super::{HubSettings, HubStatus, Published, SessionId};
 use crate::checkpoint::Checkpoint;
 use crate::entry::Key;
 use crate::metrics;
-use crate::protocol::{ChannelNumber, Frame, Refusal, RowsFrame};
+use crate::protocol::{ChannelNumber, ErrorCode, Frame, Refusal, RowsFrame};
 use crate::publication::{Catalogue, FeedKey};
-use crate::query::ChannelSpec;
+use crate::query::{ChannelSpec, Literal, Membership};
 use crate::rows::{Changes, Rows};
 use crate::snapshots::{Fresh, OpenError, OpenOrder, Place};
 use crate::store::{Beat, Entry, LogRead, Push};
@@ -50,6 +50,8 @@ pub(super) enum Effect {
     },
     /// Read the publications; answered by [`HubState::on_catalogue`].
     LoadCatalogue,
+    /// Have Postgres cast literals of filters; answered by [`HubState::on_cast`].
+    Cast(Vec<Literal>),
     /// Read the log of feeds; answered by [`HubState::on_logs`].
     ReadLogs {
         number: u64,
@@ -99,7 +101,9 @@ pub(super) struct HubState {
     catalogue_readings: u64,
     /// When the last reading began.
     catalogue_read: Option<Instant>,
-    /// Subscriptions and reads of names that the catalogue does not know yet.
+    /// Literals that Postgres has cast, or why it could not.
+    casts: HashMap<Literal, Result<Arc<str>, String>>,
+    /// Subscriptions and reads that wait for the catalogue or for a cast.
     parked: Vec<subscribe::Parked>,
     feeds: HashMap<FeedKey, Feed>,
     channels: HashMap<ChannelNumber, Channel>,
@@ -134,6 +138,7 @@ impl HubState {
             catalogue_loading: false,
             catalogue_readings: 0,
             catalogue_read: None,
+            casts: HashMap::new(),
             parked: Vec::new(),
             feeds: HashMap::new(),
             channels: HashMap::new(),
@@ -411,7 +416,7 @@ impl HubState {
             }
             Change::States { states, .. } => {
                 let prev = channel.rows.changed();
-                let changes = channel.rows.apply(step.base, step.cut.version, states);
+                let changes = channel.rows.apply(step.base, step.cut.version, states, &channel.membership);
                 if changes.is_empty() {
                     return None;
                 }
@@ -428,7 +433,7 @@ impl HubState {
 
     pub(super) fn too_many_rows(&self) -> Refusal {
         Refusal::new(
-            crate::protocol::ErrorCode::TooManyRows,
+            ErrorCode::TooManyRows,
             format!(
                 "the channel has more than {} rows or {} MiB",
                 self.settings.rows_max,
@@ -576,7 +581,13 @@ impl HubState {
             self.fly_again(number, at_least, Some(now + FLIGHT_RETRY));
             return;
         }
+        let Some(membership) = Membership::new(&channel.spec.query, &fresh.schema) else {
+            let refusal = Refusal::new(ErrorCode::BadQuery, "the publication no longer has a column of the query");
+            self.close_channel(number, &refusal);
+            return;
+        };
         let mut settling = Settling {
+            membership,
             schema_id: fresh.schema.id().into(),
             schema: fresh.schema,
             rows: fresh.rows,

@@ -15,6 +15,7 @@ use super::{COMMANDS, Command, HubHandle, HubSettings, Published, SessionId};
 use crate::metrics;
 use crate::protocol::ChannelNumber;
 use crate::publication::{Catalogue, FeedKey};
+use crate::query::Literal;
 use crate::snapshots::{Fresh, OpenError, Snapshots};
 use crate::store::{LogRead, Store, Subscription};
 
@@ -26,8 +27,9 @@ const TURN_MAX: usize = 256;
 
 /// What was waited for.
 enum Done {
-    Landed { channel: ChannelNumber, flight: u64, outcome: Result<Fresh, OpenError> },
+    Landed { channel: ChannelNumber, flight: u64, outcome: Box<Result<Fresh, OpenError>> },
     Catalogue(Option<Arc<Catalogue>>),
+    Cast(Vec<(Literal, Result<Arc<str>, String>)>),
     Logs { number: u64, read: Option<Vec<(FeedKey, LogRead)>> },
     Kept,
 }
@@ -52,6 +54,7 @@ impl HubTask {
         subscription: Subscription,
     ) -> (Self, HubHandle) {
         let (command_sender, commands) = mpsc::channel(COMMANDS);
+        #[expect(clippy::disallowed_methods, reason = "at most one message for each session")]
         let (detached_sender, detached) = mpsc::unbounded_channel();
         let (publisher, published) = watch::channel(Published::default());
         let state = HubState::new(settings, Instant::now());
@@ -121,8 +124,9 @@ impl HubTask {
     fn take_done(&mut self, done: Result<Done, tokio::task::JoinError>) {
         let now = Instant::now();
         match done {
-            Ok(Done::Landed { channel, flight, outcome }) => self.state.on_landed(channel, flight, outcome, now),
+            Ok(Done::Landed { channel, flight, outcome }) => self.state.on_landed(channel, flight, *outcome, now),
             Ok(Done::Catalogue(catalogue)) => self.state.on_catalogue(catalogue, now),
+            Ok(Done::Cast(cast)) => self.state.on_cast(cast, now),
             Ok(Done::Logs { number, read }) => self.state.on_logs(number, read, now),
             Ok(Done::Kept) => {}
             Err(error) => tracing::error!(%error, "work of the hub failed"),
@@ -136,7 +140,7 @@ impl HubTask {
             Effect::Open { channel, flight, order } => {
                 let snapshots = self.snapshots.clone();
                 work.spawn(async move {
-                    let outcome = snapshots.open(&order).await;
+                    let outcome = Box::new(snapshots.open(&order).await);
                     Done::Landed { channel, flight, outcome }
                 });
             }
@@ -151,6 +155,10 @@ impl HubTask {
                     }
                     Done::Catalogue(loaded.ok().map(Arc::new))
                 });
+            }
+            Effect::Cast(literals) => {
+                let snapshots = self.snapshots.clone();
+                work.spawn(async move { Done::Cast(snapshots.cast(literals).await) });
             }
             Effect::ReadLogs { number, after, feeds } => {
                 let store = self.store.clone();

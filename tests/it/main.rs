@@ -4,7 +4,9 @@
 // tasks end with its runtime.
 #![allow(clippy::disallowed_methods, reason = "rules for a node, not for its tests")]
 
+mod capture;
 mod contract;
 mod edge;
+mod filters;
 mod harness;
 mod store_faults;

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::order::plain;
 
 /// A client that is connected, and the messages it sent.
 struct Bench {

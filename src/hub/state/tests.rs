@@ -21,6 +21,9 @@ use crate::version::{Cut, Epoch, Version};
 
 const EPOCH: &str = "k3f9";
 
+/// A publication's name, and its changed keys with their values.
+type Change<'a> = (&'a str, &'a [(u64, Option<u64>)]);
+
 struct Node {
     state: HubState,
     now: Instant,
@@ -117,7 +120,7 @@ impl Node {
     }
 
     /// One version: what it says of each publication, pushed and closed.
-    fn version(&mut self, version: u64, changes: &[(&str, &[(u64, Option<u64>)])]) {
+    fn version(&mut self, version: u64, changes: &[Change<'_>]) {
         for (name, rows) in changes {
             let entry = Self::entry(version - 1, version, Self::states(rows));
             self.state.on_push(Push::Entry(feed(name), entry), self.now);

@@ -108,7 +108,7 @@ async fn a_subscription_is_answered_refused_and_ended_by_its_id() {
     assert_ne!(subscribed["resumed"], true, "nobody can go on from a foreign position: {subscribed}");
     assert_eq!(wire.answer().await["rows"].as_array().map(Vec::len), Some(2));
     for (id, channel, code, at) in [
-        (2, "items?note=eq.a", "bad_query", Some(6)),
+        (2, "items?note=near.a", "bad_query", Some(11)),
         (2, "nothing", "unknown_publication", None),
         (2, "secrets", "forbidden", None),
         (1, "items", "duplicate_id", None),

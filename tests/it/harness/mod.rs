@@ -1,8 +1,11 @@
 //! What the tests stand on: private servers, and the patience to wait for a condition instead of a time.
 
+#![allow(dead_code, reason = "what a node, a server and a dashboard can do, whether or not a test needs it today")]
+
+pub mod dash;
 pub mod database;
-#[allow(dead_code, reason = "what a node can be made to do, whether or not a test does it today")]
 pub mod node;
+pub mod postgres;
 pub mod redis;
 
 use std::time::Duration;
