@@ -10,3 +10,4 @@ mod edge;
 mod filters;
 mod harness;
 mod store_faults;
+mod tidy;
