@@ -120,7 +120,7 @@ impl App {
     /// Serves until it is told to stop, then drains.
     ///
     /// # Errors
-    /// None in normal operation: what fails is tried again.
+    /// A part of the node has ended for good. What fails for a while, as a server that is away, is tried again instead.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let tasks = TaskTracker::new();
         let end = CancellationToken::new();
@@ -135,8 +135,8 @@ impl App {
         };
         tasks.spawn(until_end(self.pump));
         tasks.spawn(until_end(Box::pin(self.exporter.upkeep())));
-        tasks.spawn(self.hub.run(end.clone()));
-        tasks.spawn(relay::run(self.relay, end.clone()));
+        let mut hub = tasks.spawn(self.hub.run(end.clone()));
+        let mut relay = tasks.spawn(relay::run(self.relay, end.clone()));
 
         let patience =
             Patience { handshake_max: self.settings.handshake_max, stall_max: self.settings.session.stall_max };
@@ -151,16 +151,31 @@ impl App {
         };
         self.drain.started();
         let drained = async {
-            stop.cancelled().await;
+            // A node without its hub or its relay would look alive and deliver nothing: whoever supervises it restarts it.
+            let failed = tokio::select! {
+                () = stop.cancelled() => None,
+                ended = &mut hub => Some(match ended {
+                    Ok(Err(failed)) => anyhow::Error::new(failed),
+                    Ok(Ok(())) => anyhow::anyhow!("the hub has ended"),
+                    Err(panic) => anyhow::Error::new(panic).context("the hub"),
+                }),
+                ended = &mut relay => Some(match ended {
+                    Ok(()) => anyhow::anyhow!("the relay has ended"),
+                    Err(panic) => anyhow::Error::new(panic).context("the relay"),
+                }),
+            };
             tracing::info!("draining");
-            self.drain.run(self.settings.drain_wait, self.settings.drain_spread).await;
+            let wait = if failed.is_some() { Duration::ZERO } else { self.settings.drain_wait };
+            self.drain.run(wait, self.settings.drain_spread).await;
+            failed
         };
-        let (main, figures, ()) = tokio::join!(main, figures, drained);
+        let (main, figures, failed) = tokio::join!(main, figures, drained);
         end.cancel();
         tasks.close();
         tasks.wait().await;
         main.context("the web listener")?;
-        figures.context("the metrics listener")
+        figures.context("the metrics listener")?;
+        failed.map_or(Ok(()), Err)
     }
 }
 

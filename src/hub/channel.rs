@@ -175,6 +175,9 @@ pub(super) struct Flight {
     pub(super) settling: Option<Settling>,
 }
 
+/// Who waits to read a channel once, and since when.
+pub(super) type Reader = (Instant, oneshot::Sender<Result<RowsRead, Refusal>>);
+
 /// A channel with its subscribers.
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -187,7 +190,7 @@ pub(super) struct Channel {
     pub(super) rows: Rows,
     pub(super) phase: Phase,
     pub(super) subscribers: HashSet<SessionId>,
-    pub(super) readers: Vec<oneshot::Sender<Result<RowsRead, Refusal>>>,
+    pub(super) readers: Vec<Reader>,
     pub(super) opened: Instant,
     /// Since when nobody is subscribed.
     pub(super) idle_since: Option<Instant>,

@@ -34,6 +34,15 @@ enum Done {
     Kept,
 }
 
+/// Why the hub cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum HubFailed {
+    #[error("the store's subscription has ended")]
+    Subscription,
+    #[error("work of the hub panicked: {0}")]
+    Work(#[from] tokio::task::JoinError),
+}
+
 /// The hub before it runs.
 pub struct HubTask {
     state: HubState,
@@ -68,8 +77,12 @@ impl HubTask {
         (task, handle)
     }
 
-    /// Runs until it is stopped, or the store's subscription ends.
-    pub async fn run(mut self, stop: CancellationToken) {
+    /// Runs until it is stopped.
+    ///
+    /// # Errors
+    /// The store's subscription has ended, or work that was waited for panicked: a hub that goes on after that would wait
+    /// for ever for what never comes.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), HubFailed> {
         let mut work: JoinSet<Done> = JoinSet::new();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -80,9 +93,9 @@ impl HubTask {
         loop {
             // Wake-ups: stop; a push of the store; commands; ends of sessions; something done; the tick.
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return Ok(()),
                 push = self.subscription.next() => {
-                    let Some(push) = push else { return };
+                    let Some(push) = push else { return Err(HubFailed::Subscription) };
                     self.state.on_push(push, Instant::now());
                     for _ in 1..TURN_MAX {
                         let Some(push) = self.subscription.try_next() else { break };
@@ -91,7 +104,7 @@ impl HubTask {
                 }
                 taken = self.commands.recv_many(&mut commands, TURN_MAX) => {
                     if taken == 0 {
-                        return;
+                        return Ok(());
                     }
                     for command in commands.drain(..) {
                         self.state.on_command(command, Instant::now());
@@ -102,7 +115,7 @@ impl HubTask {
                         self.state.on_detach(session, Instant::now());
                     }
                 }
-                Some(done) = work.join_next() => self.take_done(done),
+                Some(done) = work.join_next() => self.take_done(done?),
                 _ = ticks.tick() => {
                     self.state.on_tick(Instant::now());
                     told = None;
@@ -121,15 +134,14 @@ impl HubTask {
         }
     }
 
-    fn take_done(&mut self, done: Result<Done, tokio::task::JoinError>) {
+    fn take_done(&mut self, done: Done) {
         let now = Instant::now();
         match done {
-            Ok(Done::Landed { channel, flight, outcome }) => self.state.on_landed(channel, flight, *outcome, now),
-            Ok(Done::Catalogue(catalogue)) => self.state.on_catalogue(catalogue, now),
-            Ok(Done::Cast(cast)) => self.state.on_cast(cast, now),
-            Ok(Done::Logs { number, read }) => self.state.on_logs(number, read, now),
-            Ok(Done::Kept) => {}
-            Err(error) => tracing::error!(%error, "work of the hub failed"),
+            Done::Landed { channel, flight, outcome } => self.state.on_landed(channel, flight, *outcome, now),
+            Done::Catalogue(catalogue) => self.state.on_catalogue(catalogue, now),
+            Done::Cast(cast) => self.state.on_cast(cast, now),
+            Done::Logs { number, read } => self.state.on_logs(number, read, now),
+            Done::Kept => {}
         }
     }
 
