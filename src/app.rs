@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::capture::{install, session};
 use crate::config::{DatabaseUrl, ServeConfig};
-use crate::http::listen;
+use crate::http::listen::{self, Patience};
 use crate::http::{self, Edge, EdgeParts, EdgeSettings, MetricsAt};
 use crate::hub::{HubSettings, HubTask};
 use crate::metrics::{self, Exporter};
@@ -138,12 +138,13 @@ impl App {
         let mut hub = tasks.spawn(self.hub.run(end.clone()));
         let mut relay = tasks.spawn(relay::run(self.relay, end.clone()));
 
-        let stall_max = self.settings.session.stall_max;
-        let main = listen::serve(self.listener, http::router(self.edge.clone()), self.drain.clone(), stall_max);
+        let patience =
+            Patience { handshake_max: self.settings.handshake_max, stall_max: self.settings.session.stall_max };
+        let main = listen::serve(self.listener, http::router(self.edge.clone()), self.drain.clone(), patience);
         let figures = async {
             match self.metrics_listener {
                 Some(listener) => {
-                    listen::serve(listener, http::metrics_router(self.edge), self.drain.clone(), stall_max).await
+                    listen::serve(listener, http::metrics_router(self.edge), self.drain.clone(), patience).await
                 }
                 None => Ok(()),
             }
@@ -222,14 +223,20 @@ fn hub_settings(config: &ServeConfig) -> HubSettings {
 }
 
 fn edge_settings(config: &ServeConfig) -> EdgeSettings {
+    let limits = &config.limits;
     EdgeSettings {
         session: SessionSettings {
-            message_bytes_max: config.limits.message_bytes_max,
-            subscriptions_max: config.limits.subscriptions_max,
-            ..SessionSettings::default()
+            message_bytes_max: limits.message_bytes_max,
+            subscriptions_max: limits.subscriptions_max,
+            messages_burst: limits.messages_burst,
+            messages_per_second: limits.messages_per_second,
+            ping_every: limits.ping_every,
+            ping_deadline: limits.ping_deadline,
+            stall_max: limits.stall_max,
         },
         allowed_origins: config.allowed_origins.clone(),
-        sessions_max: config.limits.connections_max,
+        sessions_max: limits.connections_max,
+        handshake_max: limits.handshake_max,
         metrics: if config.metrics_listen.is_some() { MetricsAt::Own } else { MetricsAt::Main },
         drain_wait: config.drain_wait,
         drain_spread: config.drain_spread,

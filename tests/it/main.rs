@@ -4,9 +4,12 @@
 // tasks end with its runtime.
 #![allow(clippy::disallowed_methods, reason = "rules for a node, not for its tests")]
 
+mod browser;
 mod capture;
 mod contract;
+mod edge;
 mod faults;
 mod filters;
 mod harness;
 mod store_faults;
+mod tidy;
