@@ -1,5 +1,7 @@
 //! What the tests stand on: private servers, and the patience to wait for a condition instead of a time.
 
+#![allow(dead_code, reason = "what a node, a server and a dashboard can do, whether or not a test needs it today")]
+
 pub mod browser;
 pub mod cluster;
 pub mod dash;
@@ -10,7 +12,6 @@ pub mod postgres;
 pub mod proxy;
 pub mod redis;
 pub mod viewer;
-#![allow(dead_code, reason = "what a node, a server and a dashboard can do, whether or not a test needs it today")]
 
 use std::time::Duration;
 
