@@ -537,6 +537,19 @@ fn a_publication_that_ends_or_changes_ends_or_moves_its_subscriptions() {
 }
 
 #[test]
+fn a_client_that_left_before_its_request_was_resolved_leaves_nothing_behind() {
+    let mut node = Node::new();
+    let _client = node.attach(1);
+    node.subscribe(1, 1, "later", None);
+    node.state.on_detach(SessionId(1), node.now);
+    let catalogue =
+        Catalogue { publications: [("later".into(), Arc::new(publication("later")))].into_iter().collect() };
+    node.state.on_catalogue(Some(Arc::new(catalogue)), node.now);
+    node.turn();
+    assert!(node.state.channels.is_empty() && node.state.feeds.is_empty());
+}
+
+#[test]
 fn heartbeats_tell_the_truth_about_the_pipeline() {
     let mut node = Node::new();
     let mut client = node.client_of_both(1);
