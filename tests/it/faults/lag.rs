@@ -109,8 +109,10 @@ async fn a_channel_opened_between_two_cuts_is_resumed_elsewhere() {
     cluster.converges(&all).await;
 }
 
-/// Whoever opens a channel after this has to ask Postgres.
+/// Whoever opens a channel after this has to ask Postgres, at once: a node that was killed has left its locks behind.
 fn forget_checkpoints(cluster: &Cluster) {
-    let delete = "for _, key in ipairs(redis.call('KEYS', '*:snap:*')) do redis.call('DEL', key) end";
-    cluster.redis.command(&["EVAL", delete, "0"]);
+    let delete = "for _, key in ipairs(redis.call('KEYS', ARGV[1])) do redis.call('DEL', key) end";
+    for keys in ["rowcast:*:snap:*", "rowcast:*:lock:*"] {
+        cluster.redis.command(&["EVAL", delete, "0", keys]);
+    }
 }
