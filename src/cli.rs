@@ -48,7 +48,7 @@ pub enum Command {
     Demo(Demo),
     /// Install Rowcast's schema in a database, or bring it up to date
     Migrate(Database),
-    /// Make a table or view available to clients
+    /// Make a table available to clients
     Publish(Publish),
     /// Take a publication back; its subscriptions end
     Unpublish(Unpublish),

@@ -290,6 +290,22 @@ mod tests {
     }
 
     #[test]
+    fn every_setting_is_documented_with_its_default() {
+        let document = include_str!("../docs/operations.md");
+        let command = LogConfig::augment_args(ServeConfig::augment_args(Command::new("rowcast")));
+        for argument in command.get_arguments() {
+            let variable = argument.get_env().expect("tested above").to_string_lossy();
+            let flag = argument.get_long().expect("every setting has a flag");
+            let default = argument.get_default_values().first().map(|value| value.to_string_lossy());
+            // Those without a default say in words what their absence means.
+            let default =
+                default.filter(|value| !value.is_empty()).map(|value| format!("`{value}` |")).unwrap_or_default();
+            let row = format!("| `{variable}` | `--{flag}` | {default}");
+            assert!(document.contains(&row), "docs/operations.md lacks {row}");
+        }
+    }
+
+    #[test]
     fn wrong_values_are_refused() {
         for flags in [
             ["--listen", "8080"],

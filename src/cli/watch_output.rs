@@ -162,6 +162,7 @@ impl Output {
         self.out.flush()?;
         self.table = Some(table);
         match rows.len() - shown {
+            0 if rows.len() == 1 => self.note("1 row"),
             0 => self.note(&format!("{} rows", rows.len())),
             more => self.note(&format!("{} rows; {more} are not shown (--rows {})", rows.len(), rows.len())),
         }

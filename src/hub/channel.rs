@@ -135,7 +135,11 @@ impl Settling {
         match &step.change {
             Change::Nothing => Ok(()),
             Change::States { schema_id, states } if *schema_id == self.schema_id => {
-                self.rows.apply(step.base, step.cut.version, states, &self.membership);
+                let base = match &self.place {
+                    Place::At(version) => step.base.max(*version),
+                    Place::Sees(_) => step.base,
+                };
+                self.rows.apply(base, step.cut.version, states, &self.membership);
                 Ok(())
             }
             Change::States { .. } => Err("its columns changed".to_owned()),

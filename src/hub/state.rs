@@ -429,7 +429,9 @@ impl HubState {
             }
             Change::States { states, .. } => {
                 let prev = channel.rows.changed();
-                let changes = channel.rows.apply(step.base, step.cut.version, states, &channel.membership);
+                // A replay begins below our version, but what we hold of the versions up to ours is exact.
+                let base = step.base.max(before.version);
+                let changes = channel.rows.apply(base, step.cut.version, states, &channel.membership);
                 if changes.is_empty() {
                     return None;
                 }

@@ -111,6 +111,11 @@ impl HubTask {
                     }
                 }
                 _ = self.detached.recv_many(&mut detached, TURN_MAX) => {
+                    // Whoever has ended had attached before: that command may still wait in its own queue, and a client
+                    // that attaches after its end would stay for ever.
+                    while let Ok(command) = self.commands.try_recv() {
+                        self.state.on_command(command, Instant::now());
+                    }
                     for session in detached.drain(..) {
                         self.state.on_detach(session, Instant::now());
                     }
@@ -194,6 +199,55 @@ impl HubTask {
                     snapshots.keep(&feed, &channel, *checkpoint, first).await;
                     Done::Kept
                 });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+    use super::*;
+    use crate::snapshots::SnapshotSettings;
+    use crate::store::Retention;
+    use crate::store::local::LocalStore;
+
+    /// A hub whose database cannot be reached, which does not matter here.
+    fn hub() -> (HubTask, HubHandle, impl Sized) {
+        let store: Arc<dyn Store> = Arc::new(LocalStore::new(Retention::default()));
+        let (subscription, filling) = store.subscribe();
+        let nowhere = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(1);
+        let settings = SnapshotSettings {
+            rows_max: 1,
+            bytes_max: 1,
+            checkpoint_ttl: Duration::from_secs(1),
+            checkpoint_every: Duration::from_secs(1),
+        };
+        let pool = PgPoolOptions::new().connect_lazy_with(nowhere);
+        let snapshots = Snapshots::new(pool, Arc::clone(&store), "node".into(), settings);
+        let (task, handle) = HubTask::new(HubSettings::default(), store, snapshots, subscription);
+        (task, handle, filling)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_ends_before_the_hub_heard_of_it_is_forgotten() {
+        // Which queue the hub looks into first is chance.
+        for _ in 0..10 {
+            let (task, handle, _filling) = hub();
+            for _ in 0..3 {
+                let (session, _inbox) = handle.attach().await.expect("a hub");
+                handle.detach(session);
+            }
+            let mut published = handle.published.clone();
+            let several_ticks = async {
+                for _ in 0..3 {
+                    published.changed().await.expect("a hub");
+                }
+            };
+            tokio::select! {
+                _ = task.run(CancellationToken::new()) => panic!("the hub has stopped"),
+                () = several_ticks => assert_eq!(handle.status().sessions, 0),
             }
         }
     }

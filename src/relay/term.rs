@@ -13,6 +13,7 @@ use crate::capture::lease::{LeaseHandle, LeaseLost};
 use crate::capture::reader::{self, CutRead, Poll, ReadError, Reader, Wanted};
 use crate::capture::session;
 use crate::capture::slices::{self, StateError};
+use crate::metrics;
 use crate::relay::Relay;
 use crate::relay::start::{Found, Start, decide};
 use crate::store::{Append, AppendError, Beat, Closing, Fence, Part, StoreError, Touched};
@@ -191,10 +192,9 @@ impl<'a> Term<'a> {
             return Err(Ended::Reclaim("the version sequence went back".into()));
         }
         self.append(&read).await?;
-        metrics::counter!("rowcast_cuts_total").increment(1);
-        metrics::histogram!("rowcast_cut_seconds").record(started.elapsed().as_secs_f64());
+        metrics::cut(started.elapsed());
         for why in read.states.iter().filter_map(|states| states.marker) {
-            metrics::counter!("rowcast_markers_total", "reason" => why).increment(1);
+            metrics::marker(why);
         }
         let redefined = self.reader.is_new(&read.definitions);
         self.position = read.cut;

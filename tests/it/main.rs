@@ -8,6 +8,7 @@ mod browser;
 mod capture;
 mod contract;
 mod edge;
+mod faults;
 mod filters;
 mod harness;
 mod store_faults;

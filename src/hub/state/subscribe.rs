@@ -77,6 +77,9 @@ impl HubState {
     }
 
     pub(in crate::hub) fn on_detach(&mut self, session: SessionId, now: Instant) {
+        // What it asked for and was not resolved yet must not join a channel on nobody's behalf.
+        self.parked
+            .retain(|parked| !matches!(parked.for_whom, ForWhom::Session { session: whose, .. } if whose == session));
         if let Some(client) = self.clients.remove(&session) {
             for number in client.subscriptions.keys() {
                 self.leave(*number, session, now);

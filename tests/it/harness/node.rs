@@ -80,10 +80,6 @@ impl Node {
         format!("http://{}{path}", self.address)
     }
 
-    pub fn ws_url(&self) -> String {
-        format!("ws://{}/v1/ws", self.address)
-    }
-
     /// Status and body of a GET.
     pub async fn get(&self, path: &str) -> Result<(u16, String), reqwest::Error> {
         let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
