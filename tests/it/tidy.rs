@@ -61,20 +61,33 @@ fn a_file_says_first_what_it_is() {
     }
 }
 
+/// README.md and everything in docs/.
+fn documents() -> String {
+    let mut documents = text(&root().join("README.md"));
+    documents.extend(files(&root().join("docs"), "md").iter().map(|file| text(file)));
+    documents
+}
+
 /// An operator finds out what a figure means without reading the source.
 #[test]
 fn every_figure_is_documented() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap_or_default();
-    let documents: String = files(&root().join("docs"), "md").iter().map(|file| text(file)).collect();
-    let documents = readme + &documents;
     let source = text(&root().join("src/metrics.rs"));
     let (code, _tests) = source.split_once("#[cfg(test)]").expect("metrics.rs has tests");
     let figures: Vec<&str> = code.split('"').filter(|text| text.starts_with("rowcast_")).collect();
     assert!(figures.len() > 10, "{figures:?}");
-    // Before there are documents there is nothing to compare with.
-    if !documents.contains("rowcast_") {
-        return;
-    }
+    let documents = documents();
     let missing: Vec<&&str> = figures.iter().filter(|figure| !documents.contains(**figure)).collect();
+    assert!(missing.is_empty(), "in neither README.md nor docs/: {missing:?}");
+}
+
+/// So does one who looks for a setting.
+#[test]
+fn every_setting_is_documented() {
+    let source = text(&root().join("src/config.rs"));
+    let settings: Vec<&str> =
+        source.split("env = \"").skip(1).map(|after| after.split('"').next().unwrap_or_default()).collect();
+    assert!(settings.len() > 10, "{settings:?}");
+    let documents = documents();
+    let missing: Vec<&&str> = settings.iter().filter(|setting| !documents.contains(&format!("`{setting}`"))).collect();
     assert!(missing.is_empty(), "in neither README.md nor docs/: {missing:?}");
 }

@@ -37,6 +37,8 @@ impl Browser {
         let profile = tempfile::tempdir().expect("a temporary directory");
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
+            // What Chromium leaves about goes with the profile.
+            .env("TMPDIR", profile.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
