@@ -128,13 +128,15 @@ impl Checkpoint {
         }
         let schema_id = self.schema.id();
         let membership = Membership::new(query, &self.schema).ok_or(CannotRoll::Schema)?;
+        let mut at = self.cut.version;
         for entry in entries.iter().filter(|entry| entry.version > self.cut.version) {
             if entry.epoch != self.cut.epoch {
                 return Err(CannotRoll::Epoch);
             }
             match States::parse(&entry.states) {
                 Ok(States::Rows { schema, states }) if *schema == *schema_id => {
-                    self.rows.apply(entry.base, entry.version, &states, &membership);
+                    self.rows.apply(entry.base.max(at), entry.version, &states, &membership);
+                    at = entry.version;
                 }
                 Ok(States::Rows { .. }) => return Err(CannotRoll::Schema),
                 Ok(States::Marker(why)) => return Err(CannotRoll::Marker(why)),
@@ -198,6 +200,17 @@ mod tests {
         assert_eq!(read.rows.changes_since(Version(40)), written.rows.changes_since(Version(40)));
         assert_eq!((read.rows.floor(), read.rows.changed()), (Version(40), Version(43)));
         read.rows.check_invariants();
+    }
+
+    #[test]
+    fn a_replay_from_below_it_leaves_its_own_version_known() {
+        let start = checkpoint();
+        let mut writer = PartsWriter::new(&start.schema.id());
+        writer.push("[5]", Some("[5]"));
+        let states = Arc::new(Entry { base: Version(41), ..(*entry(47, writer.finish())).clone() });
+        let rolled = start.roll_forward(&[states], &cut(47), &Query::default()).expect("rolls");
+        assert!(rolled.rows.reaches(Version(43)), "where it stood");
+        assert!(!rolled.rows.reaches(Version(44)), "a version that was lost");
     }
 
     #[test]

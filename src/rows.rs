@@ -154,8 +154,8 @@ impl Rows {
         self.held.get(key)
     }
 
-    /// Moves to `version` by the states of its keys. `base` is the head that the version continued: whoever stands
-    /// strictly between the two stands on a version that was lost.
+    /// Moves to `version` by the states of its keys. `base` is the head that the version continued, or
+    /// where these rows stand if that is higher: whoever is strictly between the two is on a version that was lost.
     ///
     /// A row that is no member of the channel is not held; one that was held and is no member any more is gone.
     pub fn apply(&mut self, base: Version, version: Version, states: &[State], membership: &Membership) -> Changes {

@@ -135,7 +135,11 @@ impl Settling {
         match &step.change {
             Change::Nothing => Ok(()),
             Change::States { schema_id, states } if *schema_id == self.schema_id => {
-                self.rows.apply(step.base, step.cut.version, states, &self.membership);
+                let base = match &self.place {
+                    Place::At(version) => step.base.max(*version),
+                    Place::Sees(_) => step.base,
+                };
+                self.rows.apply(base, step.cut.version, states, &self.membership);
                 Ok(())
             }
             Change::States { .. } => Err("its columns changed".to_owned()),
@@ -175,6 +179,9 @@ pub(super) struct Flight {
     pub(super) settling: Option<Settling>,
 }
 
+/// Who waits to read a channel once, and since when.
+pub(super) type Reader = (Instant, oneshot::Sender<Result<RowsRead, Refusal>>);
+
 /// A channel with its subscribers.
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -187,7 +194,7 @@ pub(super) struct Channel {
     pub(super) rows: Rows,
     pub(super) phase: Phase,
     pub(super) subscribers: HashSet<SessionId>,
-    pub(super) readers: Vec<oneshot::Sender<Result<RowsRead, Refusal>>>,
+    pub(super) readers: Vec<Reader>,
     pub(super) opened: Instant,
     /// Since when nobody is subscribed.
     pub(super) idle_since: Option<Instant>,

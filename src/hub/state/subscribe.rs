@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use super::{Effect, HubState, rows_of};
-use crate::hub::channel::{Channel, Feed, Flight};
+use crate::hub::channel::{Channel, Feed, Flight, Reader};
 use crate::hub::inbox::{Delivery, Item};
 use crate::hub::session::{Client, Standing, Subscription};
 use crate::hub::{Command, RowsRead, SessionId, Subscribe};
@@ -77,6 +77,9 @@ impl HubState {
     }
 
     pub(in crate::hub) fn on_detach(&mut self, session: SessionId, now: Instant) {
+        // What it asked for and was not resolved yet must not join a channel on nobody's behalf.
+        self.parked
+            .retain(|parked| !matches!(parked.for_whom, ForWhom::Session { session: whose, .. } if whose == session));
         if let Some(client) = self.clients.remove(&session) {
             for number in client.subscriptions.keys() {
                 self.leave(*number, session, now);
@@ -288,6 +291,7 @@ impl HubState {
         feed.channels.push(number);
         self.by_spec.insert(spec.clone(), number);
         self.channels.insert(number, Channel::new(spec, number, flight, now));
+        self.pending.insert(number);
         self.grounded.push(number);
         number
     }
@@ -329,7 +333,7 @@ impl HubState {
     fn read(&mut self, spec: ChannelSpec, reply: oneshot::Sender<Result<RowsRead, Refusal>>, now: Instant) {
         let number = self.open(spec, now);
         let Some(channel) = self.channels.get_mut(&number) else { return };
-        channel.readers.push(reply);
+        channel.readers.push((now, reply));
         if channel.idle_since.is_some() {
             // A read keeps the channel as a subscriber does that left at once.
             channel.idle_since = Some(now);
@@ -344,7 +348,7 @@ impl HubState {
         let Some(position) = &self.position else { return };
         let Some(channel) = self.channels.get_mut(&number) else { return };
         let Some(form) = channel.form.clone() else { return };
-        for reply in std::mem::take(&mut channel.readers) {
+        for (_, reply) in std::mem::take(&mut channel.readers) {
             let public = matches!(channel.spec.policy, ResolvedPolicy::Public);
             let _ = reply.send(Ok(RowsRead {
                 form: form.clone(),
@@ -360,7 +364,7 @@ impl HubState {
     /// Ends a channel for all its subscribers.
     pub(super) fn close_channel(&mut self, number: ChannelNumber, refusal: &Refusal) {
         let Some(channel) = self.drop_channel(number) else { return };
-        for reply in channel.readers {
+        for (_, reply) in channel.readers {
             let _ = reply.send(Err(refusal.clone()));
         }
         for session in channel.subscribers {
@@ -395,7 +399,13 @@ impl HubState {
             self.close_channel(number, &refusal);
         }
         for channel in self.channels.values_mut() {
-            channel.readers.retain(|reply| !reply.is_closed());
+            let (late, waiting): (Vec<Reader>, Vec<Reader>) = std::mem::take(&mut channel.readers)
+                .into_iter()
+                .partition(|(since, reply)| reply.is_closed() || now.duration_since(*since) >= timeout);
+            channel.readers = waiting;
+            for (_, reply) in late {
+                let _ = reply.send(Err(refusal.clone()));
+            }
         }
         for parked in std::mem::take(&mut self.parked) {
             if now.duration_since(parked.since) < timeout {
@@ -449,7 +459,7 @@ impl HubState {
         for number in gone {
             let Some(channel) = self.drop_channel(number) else { continue };
             tracing::info!(channel = %channel.feed(), "the publication changed or ended");
-            for reply in channel.readers {
+            for (_, reply) in channel.readers {
                 let _ = reply.send(Err(Refusal::unavailable("the publication changed while it was read")));
             }
             for session in channel.subscribers {

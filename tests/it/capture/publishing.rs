@@ -4,9 +4,14 @@ use sqlx::PgConnection;
 
 use super::mirror::Mirror;
 use crate::harness::postgres::{PrivatePostgres, attempt, run};
+use crate::harness::within;
 
 async fn refusal(connection: &mut PgConnection, sql: &str) -> String {
-    attempt(connection, sql).await.err().map(|error| error.to_string()).unwrap_or_else(|| panic!("not refused: {sql}"))
+    within("a refusal", attempt(connection, sql))
+        .await
+        .err()
+        .map(|error| error.to_string())
+        .unwrap_or_else(|| panic!("not refused: {sql}"))
 }
 
 async fn triggers(connection: &mut PgConnection) -> i64 {

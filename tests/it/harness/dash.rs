@@ -23,9 +23,12 @@ pub struct Seen {
     pub resets: usize,
     pub gaps: usize,
     pub refused: Vec<String>,
+    /// Codes of the closes that the server said.
+    pub closes: Vec<u16>,
 }
 
 /// See the module.
+#[derive(Default)]
 pub struct Dash {
     pub client: Client,
     socket: Option<WebSocketStream<MaybeTlsStream<TcpStream>>>,
@@ -38,7 +41,7 @@ pub type Table = BTreeMap<String, String>;
 impl Dash {
     /// Connects and subscribes.
     pub async fn open(address: SocketAddr, channels: &[&str]) -> (Self, Vec<Handle>) {
-        let mut dash = Self { client: Client::default(), socket: None, seen: Seen::default() };
+        let mut dash = Self::default();
         let handles = channels.iter().map(|channel| dash.client.subscribe(channel)).collect();
         dash.connect(address).await;
         (dash, handles)
@@ -50,6 +53,16 @@ impl Dash {
         self.socket = Some(socket);
         self.client.connected();
         self.send_outgoing().await;
+    }
+
+    /// One attempt of the same; whether it led to a connection.
+    pub async fn try_connect(&mut self, address: SocketAddr) -> bool {
+        self.socket = connect(address).await;
+        if self.socket.is_some() {
+            self.client.connected();
+            self.send_outgoing().await;
+        }
+        self.is_connected()
     }
 
     /// Drops the connection without a word.
@@ -96,7 +109,10 @@ impl Dash {
                     self.send_outgoing().await;
                     return Some(events);
                 }
-                Some(Ok(Message::Close(_)) | Err(_)) | None => {
+                end @ (Some(Ok(Message::Close(_)) | Err(_)) | None) => {
+                    if let Some(Ok(Message::Close(Some(close)))) = end {
+                        self.seen.closes.push(close.code.into());
+                    }
                     self.disconnect();
                     return None;
                 }
