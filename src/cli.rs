@@ -109,7 +109,8 @@ impl Cli {
     pub fn default_log_filter(&self) -> &'static str {
         match self.command {
             Command::Serve(_) => "info,sqlx=warn",
-            _ => "warn",
+            // That Postgres went away is said by whoever needed it; sqlx would say it again, and at every end of the demo.
+            _ => "warn,sqlx=error",
         }
     }
 

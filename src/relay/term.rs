@@ -110,6 +110,7 @@ impl<'a> Term<'a> {
         let life_every = (delivered.log_keep / 10).min(LIFE_EVERY);
         let found = Found { head, delivered, epoch, snapshot: moment.snapshot, version };
         let start = decide(&found);
+        let is_first = found.head.is_none() && found.delivered.acknowledged.is_none();
         tracing::info!(node = %relay.node, start = ?start_word(&start), head = ?found.head, lapsed, "a term begins");
         slices::begin_logging(reader.connection()).await?;
         if lapsed {
@@ -122,7 +123,10 @@ impl<'a> Term<'a> {
                 (from, if lapsed { Some("log lapsed") } else { mark })
             }
             Start::Begin { why, plant } => {
-                tracing::warn!(node = %relay.node, why, "a new epoch begins");
+                match is_first {
+                    true => tracing::info!(node = %relay.node, "the first start on this database"),
+                    false => tracing::warn!(node = %relay.node, why, "a new epoch begins"),
+                }
                 reader.delivered(None);
                 let base = found.head.as_ref().map_or(Version(0), |head| head.version);
                 (new_epoch(reader, plant, base).await?, Some("new epoch"))
