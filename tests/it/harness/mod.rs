@@ -1,9 +1,11 @@
 //! What the tests stand on: private servers, and the patience to wait for a condition instead of a time.
 
+pub mod content;
 pub mod dash;
 pub mod node;
 pub mod postgres;
 pub mod redis;
+pub mod world;
 
 use std::time::Duration;
 
