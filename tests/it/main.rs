@@ -4,12 +4,17 @@
 // tasks end with its runtime.
 #![allow(clippy::disallowed_methods, reason = "rules for a node, not for its tests")]
 
+mod bad_input;
 mod browser;
+mod burst;
 mod capture;
 mod contract;
 mod edge;
 mod faults;
 mod filters;
+mod handoff;
 mod harness;
+mod publications_live;
+mod real_input;
 mod store_faults;
 mod tidy;

@@ -4,6 +4,7 @@
 
 pub mod browser;
 pub mod cluster;
+pub mod content;
 pub mod dash;
 pub mod database;
 pub mod load;
@@ -12,6 +13,7 @@ pub mod postgres;
 pub mod proxy;
 pub mod redis;
 pub mod viewer;
+pub mod world;
 
 use std::time::Duration;
 
