@@ -12,6 +12,7 @@ use crate::hub::inbox::{Delivery, Item};
 use crate::hub::session::{Client, Standing, Subscription};
 use crate::hub::{Command, RowsRead, SessionId, Subscribe};
 use crate::identity::{self, Identity, ResolvedPolicy};
+use crate::metrics;
 use crate::protocol::{self, Beginning, ChannelNumber, ErrorCode, Refusal, Resume};
 use crate::publication::Catalogue;
 use crate::query::{self, ChannelRequest, ChannelSpec, Literal, unknown_publication};
@@ -264,7 +265,10 @@ impl HubState {
             }
         };
         match frame {
-            Some(frame) => self.answer(session, frame),
+            Some(frame) => {
+                metrics::subscribed(Beginning::Shared);
+                self.answer(session, frame);
+            }
             None => self.make_due(session),
         }
     }
