@@ -36,11 +36,14 @@ use crate::rows::Rows;
 use crate::store::Store;
 use crate::version::{Cut, Epoch, PgSnapshot, Version};
 
-/// How long the cluster's lock for a query lasts if its holder dies.
-const LOCK_TTL: Duration = Duration::from_secs(10);
+/// How long the cluster's lock for a query lasts if its holder dies: what others wait at most on a dead node's behalf.
+const LOCK_TTL: Duration = Duration::from_secs(2);
 
-/// How long a node waits for the checkpoint of the lock's holder before it asks Postgres itself.
-const OTHERS_WAIT: Duration = Duration::from_secs(5);
+/// How often a lock is renewed while its query runs.
+const LOCK_RENEW: Duration = Duration::from_millis(500);
+
+/// How long a node waits for the checkpoint of a lock's holder that lives before it asks Postgres itself.
+const OTHERS_WAIT: Duration = Duration::from_secs(30);
 
 /// How often it looks.
 const OTHERS_POLL: Duration = Duration::from_millis(25);
@@ -171,9 +174,7 @@ impl Snapshots {
                 metrics::snapshot_cache(CacheResult::Hit);
                 return Ok(fresh);
             }
-            // Without the store every node asks Postgres, which is right, if not cheap.
-            let ours = self.store.lock(feed, &hash, &self.node, LOCK_TTL).await.unwrap_or(true);
-            if ours || Instant::now() >= deadline {
+            if self.take_lock(feed, &hash).await || Instant::now() >= deadline {
                 break;
             }
             tokio::time::sleep(OTHERS_POLL).await;
@@ -185,7 +186,19 @@ impl Snapshots {
             return Ok(fresh);
         }
         metrics::snapshot_cache(CacheResult::Miss);
-        let fresh = self.query(order).await;
+        let fresh = {
+            let query = self.query(order);
+            tokio::pin!(query);
+            loop {
+                tokio::select! {
+                    fresh = &mut query => break fresh,
+                    () = tokio::time::sleep(LOCK_RENEW) => {
+                        // A lock that was lost costs Postgres a second query, nothing more.
+                        let _ = self.store.renew(feed, &hash, &self.node, LOCK_TTL).await;
+                    }
+                }
+            }
+        };
         if fresh.is_err() {
             self.unlock(feed, &hash).await;
         }
@@ -216,6 +229,15 @@ impl Snapshots {
         }
         if first {
             self.unlock(feed, channel).await;
+        }
+    }
+
+    /// Whether this node may ask Postgres. It may where it still has the lock of an earlier flight whose rows came too late;
+    /// and without the store every node asks, which is right, if not cheap.
+    async fn take_lock(&self, feed: &FeedKey, hash: &str) -> bool {
+        match self.store.lock(feed, hash, &self.node, LOCK_TTL).await {
+            Ok(true) | Err(_) => true,
+            Ok(false) => self.store.renew(feed, hash, &self.node, LOCK_TTL).await.unwrap_or(true),
         }
     }
 

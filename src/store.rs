@@ -246,6 +246,9 @@ pub trait Store: Send + Sync + 'static {
     /// unique to the caller. It lapses by itself after `ttl`.
     async fn lock(&self, feed: &FeedKey, channel: &str, holder: &str, ttl: Duration) -> Result<bool, StoreError>;
 
+    /// Makes a lock last `ttl` from now on; false where `holder` has it no longer.
+    async fn renew(&self, feed: &FeedKey, channel: &str, holder: &str, ttl: Duration) -> Result<bool, StoreError>;
+
     /// Gives a lock back, if `holder` still has it.
     async fn unlock(&self, feed: &FeedKey, channel: &str, holder: &str) -> Result<(), StoreError>;
 

@@ -3,7 +3,7 @@
 //! Used by both halves: a row read by the leader and one read by a node's snapshot query must be the same text.
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection, PgConnection};
+use sqlx::{ConnectOptions, Connection, PgConnection};
 
 /// First number of our advisory locks: `rowc` in ASCII. The same stands in `migrations/0007_capture.sql`.
 pub const LOCK_CLASS: i32 = 0x726f_7763;
@@ -14,7 +14,8 @@ pub const LOCK_AWAKE: i32 = 2;
 
 /// The options of a session of ours.
 pub fn options(database: &PgConnectOptions) -> PgConnectOptions {
-    database.clone().application_name("rowcast").options([
+    // What is slow is measured (`rowcast_cut_seconds`); sqlx would warn of each statement, with its text.
+    database.clone().disable_statement_logging().application_name("rowcast").options([
         // What values look like.
         ("timezone", "UTC"),
         ("datestyle", "ISO"),

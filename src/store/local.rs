@@ -325,6 +325,10 @@ impl Store for LocalStore {
         Ok(locked(&self.cache).lock(feed, channel, holder, ttl))
     }
 
+    async fn renew(&self, feed: &FeedKey, channel: &str, holder: &str, ttl: Duration) -> Result<bool, StoreError> {
+        Ok(locked(&self.cache).renew(feed, channel, holder, ttl))
+    }
+
     async fn unlock(&self, feed: &FeedKey, channel: &str, holder: &str) -> Result<(), StoreError> {
         locked(&self.cache).unlock(feed, channel, holder);
         Ok(())

@@ -52,6 +52,7 @@ struct Scripts {
     append: Script,
     beat: Script,
     read_log: Script,
+    renew: Script,
     unlock: Script,
 }
 
@@ -105,6 +106,7 @@ impl RedisStore {
                 append: Script::new(include_str!("redis/append.lua")),
                 beat: Script::new(include_str!("redis/beat.lua")),
                 read_log: Script::new(include_str!("redis/read_log.lua")),
+                renew: Script::new(include_str!("redis/renew.lua")),
                 unlock: Script::new(include_str!("redis/unlock.lua")),
             },
         })
@@ -257,6 +259,12 @@ impl Store for RedisStore {
         // Not repeated: the second time we would find our own lock. It lapses by itself.
         let answer: Option<String> = self.link.once(set).await?;
         Ok(answer.is_some())
+    }
+
+    async fn renew(&self, feed: &FeedKey, channel: &str, holder: &str, ttl: Duration) -> Result<bool, StoreError> {
+        let mut call = self.scripts.renew.prepare_invoke();
+        call.arg(self.prefix.lock(feed, channel)).arg(holder).arg(milliseconds(ttl));
+        self.link.repeatable(call).await
     }
 
     async fn unlock(&self, feed: &FeedKey, channel: &str, holder: &str) -> Result<(), StoreError> {

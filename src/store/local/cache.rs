@@ -74,6 +74,14 @@ impl Cache {
         true
     }
 
+    pub fn renew(&mut self, feed: &FeedKey, channel: &str, holder: &str, ttl: Duration) -> bool {
+        let now = Instant::now();
+        let lock = self.locks.get_mut(&(feed.clone(), channel.to_owned()));
+        let Some(lock) = lock.filter(|lock| lock.holder == holder && lock.ends > now) else { return false };
+        lock.ends = now + ttl;
+        true
+    }
+
     pub fn unlock(&mut self, feed: &FeedKey, channel: &str, holder: &str) {
         let place = (feed.clone(), channel.to_owned());
         if self.locks.get(&place).is_some_and(|lock| lock.holder == holder) {

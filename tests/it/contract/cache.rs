@@ -12,6 +12,7 @@ crate::on_both_stores!(
     checkpoints_of_other_channels_and_feeds_are_others,
     one_holds_a_lock_and_only_it_gives_it_back,
     a_lock_lapses,
+    a_lock_that_is_renewed_lasts_and_only_its_holder_renews_it,
 );
 
 const LONG: Duration = Duration::from_secs(60);
@@ -47,6 +48,19 @@ async fn one_holds_a_lock_and_only_it_gives_it_back(bench: Bench) {
     assert!(!second.lock(&orders, "a", "n2", LONG).await.expect("an answer"));
     first.unlock(&orders, "a", "n1").await.expect("an answer");
     assert!(second.lock(&orders, "a", "n2", LONG).await.expect("an answer"));
+}
+
+async fn a_lock_that_is_renewed_lasts_and_only_its_holder_renews_it(bench: Bench) {
+    let (store, orders) = (&bench.store, feed("orders"));
+    assert!(!store.renew(&orders, "a", "n1", LONG).await.expect("an answer"), "nobody has it");
+    let while_the_test_runs_on = Duration::from_secs(1);
+    assert!(store.lock(&orders, "a", "n1", while_the_test_runs_on).await.expect("an answer"));
+    assert!(store.renew(&orders, "a", "n1", LONG).await.expect("an answer"));
+    assert!(!store.renew(&orders, "a", "n2", SHORT).await.expect("an answer"), "not its holder");
+    // What was not renewed, taken as long ago, has lapsed.
+    assert!(store.lock(&orders, "b", "n1", while_the_test_runs_on).await.expect("an answer"));
+    until("the end of a lock", async || store.lock(&orders, "b", "n2", LONG).await.ok()?.then_some(())).await;
+    assert!(!store.lock(&orders, "a", "n2", LONG).await.expect("an answer"));
 }
 
 async fn a_lock_lapses(bench: Bench) {
