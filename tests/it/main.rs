@@ -1,5 +1,6 @@
 //! The integration tests, one binary: against real servers, which each test starts for itself and which end with it.
 
+mod capture;
 mod contract;
 mod harness;
 mod store_faults;

@@ -1,5 +1,6 @@
 //! What the tests stand on: private servers, and the patience to wait for a condition instead of a time.
 
+pub mod postgres;
 pub mod redis;
 
 use std::time::Duration;

@@ -1,0 +1,7 @@
+//! Capture, against a real Postgres: what is logged, what cuts say, and that writers do not notice.
+
+mod definitions;
+mod exact;
+mod leader;
+mod mirror;
+mod publishing;
