@@ -2,5 +2,6 @@
 
 mod capture;
 mod contract;
+mod doorbell;
 mod harness;
 mod store_faults;

@@ -1,5 +1,7 @@
 //! What the tests stand on: private servers, and the patience to wait for a condition instead of a time.
 
+pub mod dash;
+pub mod node;
 pub mod postgres;
 pub mod redis;
 
