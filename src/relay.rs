@@ -77,7 +77,7 @@ impl Relay {
                     };
                     self.is_leader(false);
                     lease.release().await;
-                    tracing::warn!(node = %self.node, %error, "this node leads no longer");
+                    tracing::info!(node = %self.node, "this node leads no longer");
                     self.failed(error);
                 }
                 Err(error) => self.failed(format!("the database cannot be reached: {error}")),
@@ -100,7 +100,6 @@ impl Relay {
             }
             match ended {
                 term::Ended::Reclaim(why) => {
-                    tracing::info!(node = %self.node, %why, "claiming the store again");
                     self.failed(why);
                     tokio::time::sleep(TERM_RETRY).await;
                 }
@@ -114,7 +113,11 @@ impl Relay {
         self.status.send_modify(|status| status.leader = leader);
     }
 
+    /// Says why delivery stopped; once, however often it is tried again.
     fn failed(&self, error: String) {
+        if self.status.borrow().error.as_ref() != Some(&error) {
+            tracing::warn!(node = %self.node, %error, "delivery stopped; trying again");
+        }
         self.status.send_modify(|status| status.error = Some(error));
     }
 

@@ -16,7 +16,7 @@ use crate::capture::slices::{self, StateError};
 use crate::relay::Relay;
 use crate::relay::start::{Found, Start, decide};
 use crate::store::{Append, AppendError, Beat, Closing, Fence, Part, StoreError, Touched};
-use crate::version::{Cut, Epoch, Version};
+use crate::version::{Cut, Epoch, PgSnapshot, Version};
 
 /// States in one append, so that no script of the store runs long.
 const APPEND_BYTES: usize = 4 << 20;
@@ -48,6 +48,8 @@ struct Term<'a> {
     epoch: Epoch,
     /// The cut to continue from. In the store since [`Self::follows`] names it.
     position: Cut,
+    /// Between the position and this snapshot nothing changed that is to be told.
+    seen: PgSnapshot,
     /// The store's head.
     follows: Option<(Epoch, Version)>,
     /// Mark everything in the next cut: why.
@@ -131,6 +133,7 @@ impl<'a> Term<'a> {
             reader,
             fence,
             epoch: position.epoch.clone(),
+            seen: position.snapshot.clone(),
             position,
             follows,
             mark,
@@ -149,7 +152,7 @@ impl<'a> Term<'a> {
     /// Looks, delivers what there is, and does what is due.
     async fn turn(&mut self) -> Result<Poll, Ended> {
         let now = Instant::now();
-        let poll = self.reader.poll(&self.position.snapshot).await?;
+        let poll = self.reader.poll(&self.seen).await?;
         let beat_due = now >= self.beat_next;
         let mut wanted = Wanted {
             changed: poll.changed.clone(),
@@ -164,7 +167,12 @@ impl<'a> Term<'a> {
         }
         let definitions_due = beat_due && self.reader.catalogue_changed().await?;
         if !wanted.changed.is_empty() || wanted.even_if_quiet || !wanted.markers.is_empty() || definitions_due {
-            self.cut(&wanted, now).await?;
+            // Without a cut, what the poll found was of publications that have ended.
+            if !self.cut(&wanted, now).await? {
+                self.seen = poll.snapshot.clone();
+            }
+        } else {
+            self.seen = poll.snapshot.clone();
         }
         self.relay.polled();
         if beat_due {
@@ -175,9 +183,9 @@ impl<'a> Term<'a> {
         Ok(poll)
     }
 
-    /// Reads a cut and appends it.
-    async fn cut(&mut self, wanted: &Wanted, started: Instant) -> Result<(), Ended> {
-        let Some(open) = self.reader.open(&self.epoch, &self.position.snapshot, wanted).await? else { return Ok(()) };
+    /// Reads a cut and appends it; false where there was nothing to say.
+    async fn cut(&mut self, wanted: &Wanted, started: Instant) -> Result<bool, Ended> {
+        let Some(open) = self.reader.open(&self.epoch, &self.seen, wanted).await? else { return Ok(false) };
         let read = open.close().await?;
         if read.cut.version <= self.position.version {
             return Err(Ended::Reclaim("the version sequence went back".into()));
@@ -190,6 +198,7 @@ impl<'a> Term<'a> {
         }
         let redefined = self.reader.is_new(&read.definitions);
         self.position = read.cut;
+        self.seen = self.position.snapshot.clone();
         self.follows = Some((self.epoch.clone(), self.position.version));
         self.mark = None;
         if redefined {
@@ -197,7 +206,7 @@ impl<'a> Term<'a> {
             self.reader.delivered(Some(read.definitions));
             self.renew_tried.clear();
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn append(&self, read: &CutRead) -> Result<(), Ended> {

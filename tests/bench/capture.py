@@ -3,7 +3,7 @@
 
 Starts a private PostgreSQL in a temporary directory, applies migrations/, publishes one table, and runs the same updates
 with no trigger, with statement triggers and with a row trigger, in turn, several times; prints medians. CPU is that of
-all server processes (/proc, user and system), so it does not depend on how many cores the client takes.
+all server processes (/proc, user and system). Nothing is flushed, so that neither is a matter of the disk.
 
     python3 tests/bench/capture.py [runs] [seconds]
 """
@@ -44,7 +44,7 @@ class Server:
         subprocess.run([BIN + "/initdb", "-D", data, "-A", "trust", "-U", "bench"], check=True, stdout=subprocess.DEVNULL,
                        cwd=self.dir, **as_postgres())
         settings = ["listen_addresses=", f"unix_socket_directories={self.dir}", "autovacuum=off", "shared_buffers=256MB",
-                    "max_wal_size=8GB", "checkpoint_timeout=1h"]
+                    "max_wal_size=8GB", "checkpoint_timeout=1h", "fsync=off", "synchronous_commit=off"]
         self.process = subprocess.Popen([BIN + "/postgres", "-D", data] + [x for s in settings for x in ("-c", s)],
                                         cwd=self.dir, stderr=open(self.dir + "/log", "w"), **as_postgres())
         deadline = time.time() + 20

@@ -60,7 +60,7 @@ impl Mirror {
             return false;
         }
         // Only a table that was locked before the snapshot can be compared: now and then that is all of them.
-        if self.cuts % 3 > 0 {
+        if !self.cuts.is_multiple_of(3) {
             let described = self.reader.described().expect("a catalogue");
             wanted.changed.extend(described.catalogue.publications.values().map(|publication| publication.id));
         }
@@ -72,7 +72,7 @@ impl Mirror {
             return false;
         };
         let described = open.described().clone();
-        let all_locked = self.cuts % 3 > 0;
+        let all_locked = !self.cuts.is_multiple_of(3);
         self.rows.retain(|name, _| described.catalogue.publications.contains_key(name.as_str()));
         for states in open.states().to_vec() {
             let name = states.feed.name.to_string();

@@ -4,9 +4,14 @@ use sqlx::PgConnection;
 
 use super::mirror::Mirror;
 use crate::harness::postgres::{PrivatePostgres, attempt, run};
+use crate::harness::within;
 
 async fn refusal(connection: &mut PgConnection, sql: &str) -> String {
-    attempt(connection, sql).await.err().map(|error| error.to_string()).unwrap_or_else(|| panic!("not refused: {sql}"))
+    within("a refusal", attempt(connection, sql))
+        .await
+        .err()
+        .map(|error| error.to_string())
+        .unwrap_or_else(|| panic!("not refused: {sql}"))
 }
 
 async fn triggers(connection: &mut PgConnection) -> i64 {
@@ -92,7 +97,7 @@ async fn unpublishing_and_dropping_the_schema_leave_nothing_behind() {
 #[tokio::test]
 async fn several_processes_may_install_at_once() {
     let postgres = PrivatePostgres::bare(&[]).await;
-    let options = postgres.options();
+    let options: sqlx::postgres::PgConnectOptions = postgres.url().parse().expect("an address");
     let installs = (0..5).map(|_| rowcast::capture::install::migrate(&options));
     for installed in futures_util::future::join_all(installs).await {
         installed.expect("an installation");
@@ -136,6 +141,14 @@ async fn writers_go_on_whatever_happens_to_the_key() {
     )
     .await;
     let mut mirror = Mirror::new(&postgres).await;
+    run(
+        &mut connection,
+        "create role clerk; grant select, insert, update, delete on a, p to clerk; set role clerk;
+         insert into a values (10, 1); update p set v = 7 where id = 9; reset role",
+    )
+    .await;
+    assert!(mirror.step().await);
+    assert_eq!(mirror.states, 2, "a writer needs no rights on anything of ours");
     let write = "insert into T (K, v) values (20, 1); update T set v = v + 1; delete from T where v = 5;
                  update T set K = 30 where K = 1; delete from T where K in (20, 30)";
     for table in ["a", "p"] {
