@@ -6,12 +6,17 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use rowcast::cli::client::Handle;
+use futures_util::{SinkExt, StreamExt};
+use rowcast::cli::client::{Client, Handle};
 use sqlx::postgres::PgListener;
 use sqlx::{AssertSqlSafe, PgConnection};
+use tokio::net::TcpStream;
 use tokio::process::Command;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-use crate::harness::dash::Dash;
+use crate::harness::dash::connect;
+use crate::harness::within;
 use crate::stage::{ROWS, Stage, TABLES, median};
 
 const CLIENTS: [u32; 2] = [8, 32];
@@ -98,12 +103,9 @@ async fn one(
 ) -> anyhow::Result<Run> {
     sqlx::raw_sql(AssertSqlSafe(format!("vacuum {table}"))).execute(&mut *connection).await?;
     sqlx::raw_sql("checkpoint").execute(&mut *connection).await?;
-    let dash = if table == "published" {
-        let (mut dash, handles) = Dash::open(stage.node.address, &[table]).await;
-        dash.complete().await;
-        Some((dash, handles[0]))
-    } else {
-        None
+    let mut dashboard = match table {
+        "published" => Some(Dashboard::open(stage, table).await?),
+        _ => None,
     };
     let script = stage.socket().join("script.sql");
     std::fs::write(
@@ -127,19 +129,9 @@ async fn one(
         .env("PGOPTIONS", settings)
         .stdin(Stdio::null())
         .kill_on_drop(true);
-    let output = match dash {
+    let output = match &mut dashboard {
         None => pgbench.output().await?,
-        Some((mut dash, handle)) => {
-            let mut ended = Box::pin(pgbench.output());
-            let output = loop {
-                tokio::select! {
-                    output = &mut ended => break output?,
-                    events = dash.next() => anyhow::ensure!(events.is_some(), "the dashboard lost its connection"),
-                }
-            };
-            converge(&mut dash, handle, connection, table).await?;
-            output
-        }
+        Some(dashboard) => dashboard.read_during(pgbench.output()).await??,
     };
     let seconds = began.elapsed().as_secs_f64();
     let said = String::from_utf8_lossy(&output.stdout);
@@ -150,18 +142,81 @@ async fn one(
     tokio::time::sleep(Duration::from_millis(200)).await;
     let cores = stage.cpu(connection).await?.cores_since(&before, seconds);
     let cuts = (stage.node.metric("rowcast_cuts_total").await - cuts) / seconds;
+    if let Some(mut dashboard) = dashboard {
+        dashboard.converge(connection, table).await?;
+    }
     Ok(Run { tps, cores, cuts })
 }
 
-/// A dashboard that was fast because it missed something would be no achievement.
-async fn converge(dash: &mut Dash, handle: Handle, connection: &mut PgConnection, table: &str) -> anyhow::Result<()> {
-    let sum: i64 =
-        sqlx::query_scalar(AssertSqlSafe(format!("select sum(qty)::int8 from {table}"))).fetch_one(connection).await?;
-    dash.until("the dashboard shows every update", |dash| {
-        let rows = dash.client.rows(handle).into_iter().flatten();
-        let shown = rows.filter_map(|(_, row)| row.to_value().get("qty")?.as_str()?.parse::<i64>().ok());
-        shown.sum::<i64>() == sum
-    })
-    .await;
-    Ok(())
+/// A dashboard that shares the cores with what is measured: it reads frames and looks at them later.
+struct Dashboard {
+    client: Client,
+    handle: Handle,
+    socket: Socket,
+    unseen: Vec<Utf8Bytes>,
+}
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+impl Dashboard {
+    /// Subscribes, and has the rows.
+    async fn open(stage: &Stage, table: &str) -> anyhow::Result<Self> {
+        let mut socket = connect(stage.node.address).await.context("a websocket opens")?;
+        let mut client = Client::default();
+        let handle = client.subscribe(table);
+        client.connected();
+        for text in client.take_outgoing() {
+            socket.send(Message::text(text)).await?;
+        }
+        let mut dashboard = Self { client, handle, socket, unseen: Vec::new() };
+        while !dashboard.client.is_complete(handle) {
+            dashboard.read().await?;
+            dashboard.look()?;
+        }
+        Ok(dashboard)
+    }
+
+    async fn read(&mut self) -> anyhow::Result<()> {
+        match self.socket.next().await.context("the dashboard lost its connection")?? {
+            Message::Text(text) => self.unseen.push(text),
+            _ => self.socket.flush().await?,
+        }
+        Ok(())
+    }
+
+    fn look(&mut self) -> anyhow::Result<()> {
+        for text in self.unseen.drain(..) {
+            self.client.receive(&text)?;
+        }
+        Ok(())
+    }
+
+    async fn read_during<T>(&mut self, other: impl Future<Output = T>) -> anyhow::Result<T> {
+        let mut other = std::pin::pin!(other);
+        loop {
+            tokio::select! {
+                value = &mut other => return Ok(value),
+                read = self.read() => read?,
+            }
+        }
+    }
+
+    /// Ends with exactly the table's rows: one that was fast because it missed something would be no achievement.
+    async fn converge(&mut self, connection: &mut PgConnection, table: &str) -> anyhow::Result<()> {
+        let sum: i64 = sqlx::query_scalar(AssertSqlSafe(format!("select sum(qty)::int8 from {table}")))
+            .fetch_one(connection)
+            .await?;
+        within("the dashboard shows every update", async {
+            loop {
+                self.look()?;
+                let rows = self.client.rows(self.handle).into_iter().flatten();
+                let shown = rows.filter_map(|(_, row)| row.to_value().get("qty")?.as_str()?.parse::<i64>().ok());
+                if shown.sum::<i64>() == sum {
+                    return Ok(());
+                }
+                self.read().await?;
+            }
+        })
+        .await
+    }
 }
