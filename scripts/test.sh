@@ -36,6 +36,13 @@ done
 step "format" cargo fmt --all --check
 step "lints" cargo clippy --all-targets --locked -- -D warnings
 step "unit tests" cargo test --locked --lib --bins
+if command -v node > /dev/null 2>&1; then
+    # shellcheck disable=SC2046 # a list of files
+    step "browser client's unit tests" node --test $(echo tests/js/*.test.js)
+else
+    report="$report     –    browser client's unit tests: not run, since node is not installed
+"
+fi
 step "integration and browser tests" cargo test --locked --test it
 if cargo deny --version > /dev/null 2>&1; then
     step "dependencies" cargo deny check

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::capture::{install, session};
 use crate::config::{DatabaseUrl, ServeConfig};
-use crate::http::listen;
+use crate::http::listen::{self, Patience};
 use crate::http::{self, Edge, EdgeParts, EdgeSettings, MetricsAt};
 use crate::hub::{HubSettings, HubTask};
 use crate::metrics::{self, Exporter};
@@ -120,7 +120,7 @@ impl App {
     /// Serves until it is told to stop, then drains.
     ///
     /// # Errors
-    /// None in normal operation: what fails is tried again.
+    /// A part of the node has ended for good. What fails for a while, as a server that is away, is tried again instead.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let tasks = TaskTracker::new();
         let end = CancellationToken::new();
@@ -135,31 +135,47 @@ impl App {
         };
         tasks.spawn(until_end(self.pump));
         tasks.spawn(until_end(Box::pin(self.exporter.upkeep())));
-        tasks.spawn(self.hub.run(end.clone()));
-        tasks.spawn(relay::run(self.relay, end.clone()));
+        let mut hub = tasks.spawn(self.hub.run(end.clone()));
+        let mut relay = tasks.spawn(relay::run(self.relay, end.clone()));
 
-        let stall_max = self.settings.session.stall_max;
-        let main = listen::serve(self.listener, http::router(self.edge.clone()), self.drain.clone(), stall_max);
+        let patience =
+            Patience { handshake_max: self.settings.handshake_max, stall_max: self.settings.session.stall_max };
+        let main = listen::serve(self.listener, http::router(self.edge.clone()), self.drain.clone(), patience);
         let figures = async {
             match self.metrics_listener {
                 Some(listener) => {
-                    listen::serve(listener, http::metrics_router(self.edge), self.drain.clone(), stall_max).await
+                    listen::serve(listener, http::metrics_router(self.edge), self.drain.clone(), patience).await
                 }
                 None => Ok(()),
             }
         };
         self.drain.started();
         let drained = async {
-            stop.cancelled().await;
+            // A node without its hub or its relay would look alive and deliver nothing: whoever supervises it restarts it.
+            let failed = tokio::select! {
+                () = stop.cancelled() => None,
+                ended = &mut hub => Some(match ended {
+                    Ok(Err(failed)) => anyhow::Error::new(failed),
+                    Ok(Ok(())) => anyhow::anyhow!("the hub has ended"),
+                    Err(panic) => anyhow::Error::new(panic).context("the hub"),
+                }),
+                ended = &mut relay => Some(match ended {
+                    Ok(()) => anyhow::anyhow!("the relay has ended"),
+                    Err(panic) => anyhow::Error::new(panic).context("the relay"),
+                }),
+            };
             tracing::info!("draining");
-            self.drain.run(self.settings.drain_wait, self.settings.drain_spread).await;
+            let wait = if failed.is_some() { Duration::ZERO } else { self.settings.drain_wait };
+            self.drain.run(wait, self.settings.drain_spread).await;
+            failed
         };
-        let (main, figures, ()) = tokio::join!(main, figures, drained);
+        let (main, figures, failed) = tokio::join!(main, figures, drained);
         end.cancel();
         tasks.close();
         tasks.wait().await;
         main.context("the web listener")?;
-        figures.context("the metrics listener")
+        figures.context("the metrics listener")?;
+        failed.map_or(Ok(()), Err)
     }
 }
 
@@ -207,14 +223,20 @@ fn hub_settings(config: &ServeConfig) -> HubSettings {
 }
 
 fn edge_settings(config: &ServeConfig) -> EdgeSettings {
+    let limits = &config.limits;
     EdgeSettings {
         session: SessionSettings {
-            message_bytes_max: config.limits.message_bytes_max,
-            subscriptions_max: config.limits.subscriptions_max,
-            ..SessionSettings::default()
+            message_bytes_max: limits.message_bytes_max,
+            subscriptions_max: limits.subscriptions_max,
+            messages_burst: limits.messages_burst,
+            messages_per_second: limits.messages_per_second,
+            ping_every: limits.ping_every,
+            ping_deadline: limits.ping_deadline,
+            stall_max: limits.stall_max,
         },
         allowed_origins: config.allowed_origins.clone(),
-        sessions_max: config.limits.connections_max,
+        sessions_max: limits.connections_max,
+        handshake_max: limits.handshake_max,
         metrics: if config.metrics_listen.is_some() { MetricsAt::Own } else { MetricsAt::Main },
         drain_wait: config.drain_wait,
         drain_spread: config.drain_spread,

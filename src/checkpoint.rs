@@ -19,6 +19,7 @@ use serde_json::value::RawValue;
 use crate::entry::{Key, Row, States};
 use crate::protocol::Why;
 use crate::publication::Schema;
+use crate::query::{Membership, Query};
 use crate::rows::{Held, Rows, Tombstone};
 use crate::store::Entry;
 use crate::version::{Cut, Version};
@@ -117,22 +118,25 @@ impl Checkpoint {
         })
     }
 
-    /// Applies the log's entries above the checkpoint, and stands at `head` then.
+    /// Applies the log's entries above the checkpoint, and stands at `head` then. `query`: the channel's own.
     ///
     /// # Errors
     /// See [`CannotRoll`]: nothing is rolled forward across a resync, an epoch or a change of columns.
-    pub fn roll_forward(mut self, entries: &[Arc<Entry>], head: &Cut) -> Result<Self, CannotRoll> {
+    pub fn roll_forward(mut self, entries: &[Arc<Entry>], head: &Cut, query: &Query) -> Result<Self, CannotRoll> {
         if head.epoch != self.cut.epoch {
             return Err(CannotRoll::Epoch);
         }
         let schema_id = self.schema.id();
+        let membership = Membership::new(query, &self.schema).ok_or(CannotRoll::Schema)?;
+        let mut at = self.cut.version;
         for entry in entries.iter().filter(|entry| entry.version > self.cut.version) {
             if entry.epoch != self.cut.epoch {
                 return Err(CannotRoll::Epoch);
             }
             match States::parse(&entry.states) {
                 Ok(States::Rows { schema, states }) if *schema == *schema_id => {
-                    self.rows.apply(entry.base, entry.version, &states);
+                    self.rows.apply(entry.base.max(at), entry.version, &states, &membership);
+                    at = entry.version;
                 }
                 Ok(States::Rows { .. }) => return Err(CannotRoll::Schema),
                 Ok(States::Marker(why)) => return Err(CannotRoll::Marker(why)),
@@ -171,7 +175,7 @@ mod tests {
         let schema = Schema { columns: vec![Column { name: "id".into(), type_name: "int4".into() }], key: vec![0] };
         let row = |id: u32| (Key::new(format!("[{id}]")), Arc::new(Row::parse(&format!("[{id}]")).expect("a row")));
         let mut rows = Rows::at(Version(40), [row(1), row(2)]);
-        rows.apply(Version(40), Version(43), &[State { key: Key::new("[2]"), row: None }]);
+        rows.apply(Version(40), Version(43), &[State { key: Key::new("[2]"), row: None }], &Membership::default());
         Checkpoint { cut: cut(43), schema: Arc::new(schema), rows }
     }
 
@@ -199,22 +203,37 @@ mod tests {
     }
 
     #[test]
+    fn a_replay_from_below_it_leaves_its_own_version_known() {
+        let start = checkpoint();
+        let mut writer = PartsWriter::new(&start.schema.id());
+        writer.push("[5]", Some("[5]"));
+        let states = Arc::new(Entry { base: Version(41), ..(*entry(47, writer.finish())).clone() });
+        let rolled = start.roll_forward(&[states], &cut(47), &Query::default()).expect("rolls");
+        assert!(rolled.rows.reaches(Version(43)), "where it stood");
+        assert!(!rolled.rows.reaches(Version(44)), "a version that was lost");
+    }
+
+    #[test]
     fn it_rolls_forward_but_not_across_a_marker_an_epoch_or_other_columns() {
         let start = checkpoint();
         let mut writer = PartsWriter::new(&start.schema.id());
         writer.push("[5]", Some("[5]"));
         let states = entry(45, writer.finish());
-        let rolled = start.clone().roll_forward(std::slice::from_ref(&states), &cut(46)).expect("rolls");
+        let rolled =
+            start.clone().roll_forward(std::slice::from_ref(&states), &cut(46), &Query::default()).expect("rolls");
         assert_eq!((rolled.cut.version, rolled.rows.len()), (Version(46), 2));
 
         let marker = entry(46, vec![States::marker_part("truncate")]);
         assert_eq!(
-            start.clone().roll_forward(&[states, marker], &cut(46)).expect_err("a marker"),
+            start.clone().roll_forward(&[states, marker], &cut(46), &Query::default()).expect_err("a marker"),
             CannotRoll::Marker("truncate".into())
         );
         let other = entry(45, PartsWriter::new("other").finish());
-        assert_eq!(start.clone().roll_forward(&[other], &cut(46)).expect_err("columns"), CannotRoll::Schema);
+        assert_eq!(
+            start.clone().roll_forward(&[other], &cut(46), &Query::default()).expect_err("columns"),
+            CannotRoll::Schema
+        );
         let epoch = Cut { epoch: Epoch::new("other"), ..cut(46) };
-        assert_eq!(start.roll_forward(&[], &epoch).expect_err("an epoch"), CannotRoll::Epoch);
+        assert_eq!(start.roll_forward(&[], &epoch, &Query::default()).expect_err("an epoch"), CannotRoll::Epoch);
     }
 }

@@ -48,7 +48,7 @@ pub enum Command {
     Demo(Demo),
     /// Install Rowcast's schema in a database, or bring it up to date
     Migrate(Database),
-    /// Make a table or view available to clients
+    /// Make a table available to clients
     Publish(Publish),
     /// Take a publication back; its subscriptions end
     Unpublish(Unpublish),
@@ -109,7 +109,8 @@ impl Cli {
     pub fn default_log_filter(&self) -> &'static str {
         match self.command {
             Command::Serve(_) => "info,sqlx=warn",
-            _ => "warn",
+            // That Postgres went away is said by whoever needed it; sqlx would say it again, and at every end of the demo.
+            _ => "warn,sqlx=error",
         }
     }
 

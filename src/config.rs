@@ -81,6 +81,30 @@ pub struct Limits {
     #[arg(long, env = "ROWCAST_MESSAGE_BYTES_MAX", value_name = "SIZE", value_parser = message_size, default_value = "64KiB")]
     pub message_bytes_max: usize,
 
+    /// Messages that a client may send at once
+    #[arg(long, env = "ROWCAST_MESSAGES_BURST", value_name = "N", value_parser = rate, default_value = "256")]
+    pub messages_burst: u32,
+
+    /// Messages per second that a client may go on to send; more are read later
+    #[arg(long, env = "ROWCAST_MESSAGES_PER_SECOND", value_name = "N", value_parser = rate, default_value = "50")]
+    pub messages_per_second: u32,
+
+    /// How long a connection may take over its request or websocket handshake
+    #[arg(long, env = "ROWCAST_HANDSHAKE_MAX", value_name = "TIME", value_parser = time, default_value = "10s")]
+    pub handshake_max: Duration,
+
+    /// How often a client is pinged
+    #[arg(long, env = "ROWCAST_PING_EVERY", value_name = "TIME", value_parser = time, default_value = "25s")]
+    pub ping_every: Duration,
+
+    /// How long a pinged client may be silent before it is closed with 4409
+    #[arg(long, env = "ROWCAST_PING_DEADLINE", value_name = "TIME", value_parser = time, default_value = "10s")]
+    pub ping_deadline: Duration,
+
+    /// How long a client that does not read is waited for before it is closed with 4409
+    #[arg(long, env = "ROWCAST_STALL_MAX", value_name = "TIME", value_parser = time, default_value = "30s")]
+    pub stall_max: Duration,
+
     /// Rows of one channel; a channel with more is refused with `too_many_rows`
     #[arg(long, env = "ROWCAST_CHANNEL_ROWS_MAX", value_name = "N", value_parser = count::<1_000_000_000>, default_value = "100000")]
     pub channel_rows_max: usize,
@@ -200,6 +224,14 @@ fn count<const MAX: usize>(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A limit in messages: one that nobody reaches is as good as none.
+fn rate(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(number) if (1..=1_000_000).contains(&number) => Ok(number),
+        _ => Err("expected a whole number from 1 to 1000000".into()),
+    }
+}
+
 /// A message must have room for a token and a channel; more than 16 MiB would only help to fill the memory.
 fn message_size(text: &str) -> Result<usize, String> {
     match units::size(text)? {
@@ -238,6 +270,10 @@ mod tests {
         let limits = Limits::default();
         assert_eq!(config.limits, limits);
         assert_eq!((limits.subscriptions_max, limits.message_bytes_max), (128, 64 << 10));
+        assert_eq!((limits.messages_burst, limits.messages_per_second), (256, 50));
+        assert_eq!(limits.handshake_max, Duration::from_secs(10));
+        assert_eq!((limits.ping_every, limits.ping_deadline), (Duration::from_secs(25), Duration::from_secs(10)));
+        assert_eq!(limits.stall_max, Duration::from_secs(30));
         assert_eq!((limits.channel_rows_max, limits.channel_bytes_max), (100_000, 64 << 20));
         assert_eq!((limits.linger, limits.checkpoint_ttl), (Duration::from_secs(30), Duration::from_secs(600)));
     }
@@ -250,6 +286,22 @@ mod tests {
             let own = argument.get_id().as_str().to_uppercase();
             let expected = if own.ends_with("_URL") { own } else { format!("ROWCAST_{own}") };
             assert_eq!(variable, Some(expected));
+        }
+    }
+
+    #[test]
+    fn every_setting_is_documented_with_its_default() {
+        let document = include_str!("../docs/operations.md");
+        let command = LogConfig::augment_args(ServeConfig::augment_args(Command::new("rowcast")));
+        for argument in command.get_arguments() {
+            let variable = argument.get_env().expect("tested above").to_string_lossy();
+            let flag = argument.get_long().expect("every setting has a flag");
+            let default = argument.get_default_values().first().map(|value| value.to_string_lossy());
+            // Those without a default say in words what their absence means.
+            let default =
+                default.filter(|value| !value.is_empty()).map(|value| format!("`{value}` |")).unwrap_or_default();
+            let row = format!("| `{variable}` | `--{flag}` | {default}");
+            assert!(document.contains(&row), "docs/operations.md lacks {row}");
         }
     }
 
@@ -267,6 +319,10 @@ mod tests {
             ["--drain-wait", "25h"],
             ["--statement-timeout", "0s"],
             ["--subscriptions-max", "0"],
+            ["--messages-per-second", "0"],
+            ["--messages-burst", "1000001"],
+            ["--stall-max", "0s"],
+            ["--ping-every", "25"],
             ["--pool-size", "1001"],
             ["--message-bytes-max", "10"],
             ["--message-bytes-max", "1GiB"],

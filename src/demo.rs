@@ -25,6 +25,8 @@ pub struct DemoOptions {
     pub rate: f64,
     /// Whether the data directory stays.
     pub keep: bool,
+    /// How this program was called, for commands to type: it is not in everybody's PATH.
+    pub program: String,
 }
 
 /// Runs the demo until `stop`.
@@ -33,7 +35,7 @@ pub struct DemoOptions {
 /// What kept it from starting, or ended it.
 pub async fn run(options: DemoOptions, stop: CancellationToken) -> anyhow::Result<()> {
     let stopped = stop.clone();
-    let keep = options.keep;
+    let (keep, program) = (options.keep, options.program.clone());
     tokio::select! {
         // Dropping the servers stops them, also halfway through a start.
         () = stopped.cancelled() => Ok(()),
@@ -45,7 +47,7 @@ pub async fn run(options: DemoOptions, stop: CancellationToken) -> anyhow::Resul
             traffic.stop().await;
             if keep {
                 servers.postgres.stop().await;
-                println!("{}", how_to_start_again(&servers.postgres));
+                println!("{}", how_to_start_again(&servers.postgres, &program));
             }
             ended
         }
@@ -128,16 +130,17 @@ fn banner(servers: &Servers, addr: SocketAddr, options: &DemoOptions) -> String 
     {psql} -c \"update shop.products set price = price / 2 where id = 1\"
     {psql} -c \"update shop.settings set rate = 200\"
   or follow a table here:
-    rowcast watch orders{watch_url}
+    {program} watch orders{watch_url}
 
   {ending}
 ",
         version = servers.postgres.version(),
         rate = options.rate,
+        program = options.program,
     )
 }
 
-fn how_to_start_again(postgres: &Postgres) -> String {
+fn how_to_start_again(postgres: &Postgres, program: &str) -> String {
     let directory = postgres.directory().display();
     let pg_ctl = format!("{} -D {directory}/data -l {directory}/server.log", postgres.program("pg_ctl").display());
     let as_user = |command: &str| match postgres.runs_as() {
@@ -148,7 +151,7 @@ fn how_to_start_again(postgres: &Postgres) -> String {
         "
   The data is in {directory}. To go on with it:
     {start}
-    DATABASE_URL='{url}' rowcast serve
+    DATABASE_URL='{url}' {program} serve
   To be rid of it:
     {stop}; rm -r {directory}
 ",

@@ -40,6 +40,8 @@ pub struct EdgeSettings {
     pub allowed_origins: AllowedOrigins,
     /// More websocket sessions than this on the node are closed with 1013.
     pub sessions_max: usize,
+    /// A request's head, and with it a websocket's handshake, must be complete within this.
+    pub handshake_max: Duration,
     /// Where the figures are served.
     pub metrics: MetricsAt,
     /// `ROWCAST_DRAIN_WAIT`: from the red `/servez` to the first close, for load balancers to notice.
@@ -62,7 +64,8 @@ impl Default for EdgeSettings {
         Self {
             session: SessionSettings::default(),
             allowed_origins: AllowedOrigins::default(),
-            sessions_max: 50_000,
+            sessions_max: 20_000,
+            handshake_max: Duration::from_secs(10),
             metrics: MetricsAt::Main,
             drain_wait: Duration::from_secs(5),
             drain_spread: Duration::from_secs(10),

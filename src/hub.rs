@@ -29,7 +29,7 @@ mod state;
 mod task;
 
 pub use inbox::{Delivery, Inbox};
-pub use task::HubTask;
+pub use task::{HubFailed, HubTask};
 
 /// Deliveries that may wait for a session: some seconds of flushes for a client that is a little slow.
 pub const INBOX_DELIVERIES: usize = 64;

@@ -17,6 +17,8 @@ use crate::protocol::Beginning;
 const SESSIONS: &str = "rowcast_sessions";
 const CHANNELS: &str = "rowcast_channels";
 const CUTS: &str = "rowcast_cuts_total";
+const CUT_SECONDS: &str = "rowcast_cut_seconds";
+const MARKERS: &str = "rowcast_markers_total";
 const COMMIT_TO_SEND: &str = "rowcast_commit_to_send_seconds";
 const SNAPSHOT_CACHE: &str = "rowcast_snapshot_cache_total";
 const SNAPSHOT_QUERIES: &str = "rowcast_snapshot_queries_total";
@@ -28,7 +30,7 @@ const SESSION_CLOSES: &str = "rowcast_session_closes_total";
 const FRAMES_SENT: &str = "rowcast_frames_sent_total";
 const BYTES_SENT: &str = "rowcast_bytes_sent_total";
 
-/// Upper bounds of the latency histogram, in seconds: dense where a healthy node stands (1 to 20 ms), then up to what
+/// Upper bounds of the histograms of time, in seconds: dense where a healthy node stands (1 to 20 ms), then up to what
 /// only an outage reaches.
 const LATENCY_BUCKETS_S: [f64; 14] =
     [0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
@@ -80,6 +82,9 @@ pub fn install() -> anyhow::Result<Exporter> {
     let installed = INSTALLED.get_or_init(|| {
         let recorder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Full(COMMIT_TO_SEND.to_owned()), &LATENCY_BUCKETS_S)
+            .and_then(|builder| {
+                builder.set_buckets_for_metric(Matcher::Full(CUT_SECONDS.to_owned()), &LATENCY_BUCKETS_S)
+            })
             .map_err(|error| error.to_string())?
             .build_recorder();
         let handle = recorder.handle();
@@ -95,6 +100,12 @@ fn describe() {
     describe_gauge!(SESSIONS, Unit::Count, "Websocket sessions that are open on this node");
     describe_gauge!(CHANNELS, Unit::Count, "Channels that are live on this node");
     describe_counter!(CUTS, Unit::Count, "Cuts that this node has appended to the store as leader");
+    describe_histogram!(
+        CUT_SECONDS,
+        Unit::Seconds,
+        "From the moment that the leader begins to read a cut until the store has it"
+    );
+    describe_counter!(MARKERS, Unit::Count, "Markers that this node has appended as leader, by reason");
     describe_histogram!(
         COMMIT_TO_SEND,
         Unit::Seconds,
@@ -184,9 +195,15 @@ pub fn channels(count: usize) {
     gauge!(CHANNELS).set(count as f64);
 }
 
-/// The leader's append of a cut was accepted.
-pub fn cut() {
+/// The leader's append of a cut was accepted, so long after its reading began.
+pub fn cut(took: Duration) {
     counter!(CUTS).increment(1);
+    histogram!(CUT_SECONDS).record(took.as_secs_f64());
+}
+
+/// A marker was appended: rows changed, and not which.
+pub fn marker(why: &'static str) {
+    counter!(MARKERS, "reason" => why).increment(1);
 }
 
 /// A channel was opened: did the store have it?
@@ -204,7 +221,7 @@ pub fn leader(leads: bool) {
     gauge!(LEADER).set(if leads { 1.0 } else { 0.0 });
 }
 
-/// A channel was resynced.
+/// The hub went on by the log.
 pub fn log_read() {
     counter!(LOG_READS).increment(1);
 }
@@ -219,6 +236,7 @@ pub fn subscribed(beginning: Beginning) {
     counter!(SUBSCRIPTIONS, "beginning" => name).increment(1);
 }
 
+/// A channel was resynced.
 pub fn resync() {
     counter!(RESYNCS).increment(1);
 }
@@ -235,6 +253,8 @@ mod tests {
         let figures = SendFigures::new();
         figures.flushed(2, 300);
         figures.sent(i64::MAX);
+        cut(Duration::from_millis(3));
+        marker("truncate");
         let text = exporter.render();
         for name in [SESSIONS, CHANNELS, CUTS, SNAPSHOT_QUERIES, LEADER, RESYNCS, FRAMES_SENT, BYTES_SENT] {
             assert!(text.lines().any(|line| line.starts_with(&format!("{name} "))), "{name} in\n{text}");
@@ -243,5 +263,7 @@ mod tests {
         assert!(text.contains(r#"rowcast_snapshot_cache_total{result="hit"}"#), "{text}");
         assert!(text.contains(r#"rowcast_session_closes_total{reason="origin_refused"}"#), "{text}");
         assert!(text.contains(r#"rowcast_commit_to_send_seconds_bucket{le="0.0005"}"#), "{text}");
+        assert!(text.contains(r#"rowcast_cut_seconds_bucket{le="0.003"}"#), "{text}");
+        assert!(text.contains(r#"rowcast_markers_total{reason="truncate"} 1"#), "{text}");
     }
 }

@@ -89,11 +89,20 @@ impl ClientMessage {
         match serde_json::from_value::<Self>(value) {
             Ok(message) => Ok(message),
             Err(_) if !["auth", "subscribe", "unsubscribe", "ping"].contains(&op.op.as_str()) => {
-                Err(BadMessage::UnknownOp(op.op))
+                Err(BadMessage::UnknownOp(shortened(op.op)))
             }
-            Err(error) => Err(BadMessage::Form { id, message: format!("`{}`: {error}", op.op) }),
+            Err(error) => Err(BadMessage::Form { id, message: shortened(format!("`{}`: {error}", op.op)) }),
         }
     }
+}
+
+/// At most 200 characters of a text that repeats what a client sent, which may be long.
+fn shortened(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(200) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 /// Codes of `error` frames.
@@ -538,6 +547,15 @@ mod tests {
             Err(BadMessage::Form { id: Some(3), .. })
         ));
         assert!(matches!(ClientMessage::parse("[1]"), Err(BadMessage::Form { id: None, .. })));
+    }
+
+    #[test]
+    fn a_refusal_does_not_repeat_a_long_message() {
+        let long = "ä".repeat(5_000);
+        for text in [format!(r#"{{"op":"{long}"}}"#), format!(r#"{{"op":"subscribe","id":"{long}","channel":"a"}}"#)] {
+            let refusal = ClientMessage::parse(&text).expect_err("a bad message").to_string();
+            assert!(refusal.len() < 500 && refusal.contains("ää"), "{refusal}");
+        }
     }
 
     #[test]

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::capture::doorbell::Doorbell;
 use crate::capture::lease::{self, LeaseHandle};
 use crate::capture::reader::Reader;
+use crate::metrics;
 use crate::store::Store;
 
 /// Between two attempts to come into office when the database cannot be reached.
@@ -109,7 +110,7 @@ impl Relay {
     }
 
     fn is_leader(&self, leader: bool) {
-        metrics::gauge!("rowcast_leader").set(if leader { 1.0 } else { 0.0 });
+        metrics::leader(leader);
         self.status.send_modify(|status| status.leader = leader);
     }
 

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use crate::entry::{Key, Row, State};
 use crate::protocol::Why;
+use crate::query::Membership;
 use crate::version::Version;
 
 /// Tombstones kept beyond the number of rows; the oldest go first and raise the floor.
@@ -153,12 +154,14 @@ impl Rows {
         self.held.get(key)
     }
 
-    /// Moves to `version` by the states of its keys. `base` is the head that the version continued: whoever stands
-    /// strictly between the two stands on a version that was lost.
-    pub fn apply(&mut self, base: Version, version: Version, states: &[State]) -> Changes {
+    /// Moves to `version` by the states of its keys. `base` is the head that the version continued, or
+    /// where these rows stand if that is higher: whoever is strictly between the two is on a version that was lost.
+    ///
+    /// A row that is no member of the channel is not held; one that was held and is no member any more is gone.
+    pub fn apply(&mut self, base: Version, version: Version, states: &[State], membership: &Membership) -> Changes {
         let mut changes = Changes::default();
         for state in states {
-            match &state.row {
+            match state.row.as_ref().filter(|row| membership.holds(row)) {
                 Some(row) => {
                     let before = self.held.get(&state.key);
                     if before.is_some_and(|held| held.row == *row) {
@@ -170,8 +173,9 @@ impl Rows {
                 }
                 None => {
                     if self.held.contains_key(&state.key) {
-                        self.bury(state.key.clone(), Tombstone { version, why: Why::Deleted });
-                        changes.gone.push((state.key.clone(), Why::Deleted));
+                        let why = if state.row.is_some() { Why::Filter } else { Why::Deleted };
+                        self.bury(state.key.clone(), Tombstone { version, why });
+                        changes.gone.push((state.key.clone(), why));
                     }
                 }
             }
@@ -196,7 +200,8 @@ impl Rows {
         for (key, held) in &fresh.held {
             states.push(State { key: key.clone(), row: Some(held.row.clone()) });
         }
-        self.apply(from, version, &states)
+        // What was read anew are members already.
+        self.apply(from, version, &states, &Membership::default())
     }
 
     /// Raises the floor to `version`, for rows that turned out to stand there (see `at`).
@@ -311,6 +316,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::publication::{Column, Schema};
+    use crate::query::{Equals, Query};
 
     fn key(id: u64) -> Key {
         Key::new(format!("[{id}]"))
@@ -328,6 +335,11 @@ mod tests {
         State { key: key(id), row: None }
     }
 
+    /// A step of a channel without filters.
+    fn move_to(rows: &mut Rows, base: Version, version: Version, states: &[State]) -> Changes {
+        rows.apply(base, version, states, &Membership::default())
+    }
+
     fn content(rows: &Rows) -> HashMap<String, String> {
         rows.iter().map(|(key, held)| (key.as_str().to_owned(), held.row.text().to_owned())).collect()
     }
@@ -335,12 +347,13 @@ mod tests {
     #[test]
     fn a_step_says_only_what_differs() {
         let mut rows = Rows::at(Version(5), [(key(1), row(1, 10)), (key(2), row(2, 20))]);
-        let changes = rows.apply(Version(5), Version(6), &[upsert(1, 10), upsert(2, 21), delete(9), upsert(3, 30)]);
+        let changes =
+            move_to(&mut rows, Version(5), Version(6), &[upsert(1, 10), upsert(2, 21), delete(9), upsert(3, 30)]);
         assert_eq!(changes.rows.len(), 2);
         assert_eq!(changes.rows[0].before, Some(row(2, 20)));
         assert_eq!(changes.rows[1].before, None);
         assert!(changes.gone.is_empty());
-        let changes = rows.apply(Version(6), Version(7), &[delete(1)]);
+        let changes = move_to(&mut rows, Version(6), Version(7), &[delete(1)]);
         assert_eq!(changes.gone, [(key(1), Why::Deleted)]);
         assert_eq!(rows.changed(), Version(7));
         rows.check_invariants();
@@ -349,11 +362,11 @@ mod tests {
     #[test]
     fn what_lies_below_the_floor_or_in_a_hole_is_not_answered() {
         let mut rows = Rows::at(Version(5), [(key(1), row(1, 10))]);
-        rows.apply(Version(5), Version(6), &[upsert(1, 11)]);
+        move_to(&mut rows, Version(5), Version(6), &[upsert(1, 11)]);
         assert!(rows.changes_since(Version(4)).is_none());
         assert!(rows.changes_since(Version(5)).is_some());
         // A version that continued 6 and is numbered 9: 7 and 8 were lost.
-        rows.apply(Version(6), Version(9), &[upsert(1, 12)]);
+        move_to(&mut rows, Version(6), Version(9), &[upsert(1, 12)]);
         assert!(rows.reaches(Version(6)) && rows.reaches(Version(9)));
         assert!(!rows.reaches(Version(7)) && !rows.reaches(Version(8)));
     }
@@ -361,7 +374,7 @@ mod tests {
     #[test]
     fn a_replayed_step_below_the_position_leaves_no_hole_above_the_floor_unmarked() {
         let mut rows = Rows::at(Version(50), [(key(1), row(1, 10))]);
-        rows.apply(Version(40), Version(60), &[upsert(1, 11)]);
+        move_to(&mut rows, Version(40), Version(60), &[upsert(1, 11)]);
         assert!(rows.reaches(Version(50)) && rows.reaches(Version(60)));
         assert!(!rows.reaches(Version(55)));
     }
@@ -378,11 +391,29 @@ mod tests {
     }
 
     #[test]
+    fn a_row_that_leaves_the_filter_is_gone_and_one_that_enters_is_new() {
+        let column = |name: &str| Column { name: name.into(), type_name: "int4".into() };
+        let schema = Schema { columns: vec![column("id"), column("n")], key: vec![0] };
+        let query = Query { equals: vec![Equals { column: "n".into(), value: "1".into() }] };
+        let filter = Membership::new(&query, &schema).expect("the schema has the column");
+        let mut rows = Rows::at(Version(5), [(key(1), row(1, 1))]);
+        let changes = rows.apply(Version(5), Version(6), &[upsert(1, 2), upsert(2, 1), upsert(3, 3)], &filter);
+        assert_eq!(changes.gone, [(key(1), Why::Filter)]);
+        assert_eq!(changes.rows.iter().map(|changed| &changed.key).collect::<Vec<_>>(), [&key(2)]);
+        // It changes and goes where nobody sees it.
+        assert!(rows.apply(Version(6), Version(7), &[upsert(1, 3)], &filter).is_empty());
+        assert!(rows.apply(Version(7), Version(8), &[delete(1)], &filter).is_empty());
+        let since = rows.changes_since(Version(5)).expect("above the floor");
+        assert_eq!((since.rows.len(), since.gone), (1, vec![(key(1), Why::Filter)]));
+        rows.check_invariants();
+    }
+
+    #[test]
     fn old_tombstones_go_and_raise_the_floor() {
         let count = TOMBSTONES_MIN as u64 + 2;
         let mut rows = Rows::at(Version(0), (0..count).map(|id| (key(id), row(id, 1))));
         for id in 0..count {
-            rows.apply(Version(id), Version(id + 1), &[delete(id)]);
+            move_to(&mut rows, Version(id), Version(id + 1), &[delete(id)]);
         }
         assert!(rows.tombstones.len() <= TOMBSTONES_MIN);
         assert!(rows.floor() > Version(0));
@@ -405,7 +436,7 @@ mod tests {
                     .iter()
                     .map(|(&id, value)| value.map_or_else(|| delete(id), |value| upsert(id, value)))
                     .collect();
-                rows.apply(Version(index as u64), Version(index as u64 + 1), &states);
+                move_to(&mut rows, Version(index as u64), Version(index as u64 + 1), &states);
                 rows.check_invariants();
                 history.push(content(&rows));
             }

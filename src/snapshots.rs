@@ -28,9 +28,10 @@ use crate::capture::catalogue::{self, CatalogueError, Moment};
 use crate::checkpoint::Checkpoint;
 use crate::entry::{Key, Row};
 use crate::metrics::{self, CacheResult};
+use crate::order::plain;
 use crate::protocol::{ErrorCode, Refusal};
 use crate::publication::{Catalogue, FeedKey, Publication, Schema};
-use crate::query::ChannelSpec;
+use crate::query::{ChannelSpec, Literal, Query, can_equal};
 use crate::rows::Rows;
 use crate::store::Store;
 use crate::version::{Cut, Epoch, PgSnapshot, Version};
@@ -136,6 +137,27 @@ impl Snapshots {
         Ok(catalogue::describe(&mut connection).await?.catalogue)
     }
 
+    /// Has Postgres cast literals of filters: the value as rows have it, as JSON text, or Postgres' message.
+    pub async fn cast(&self, literals: Vec<Literal>) -> Vec<(Literal, Result<Arc<str>, String>)> {
+        let mut answers = Vec::with_capacity(literals.len());
+        for literal in literals {
+            let (type_name, text) = &literal;
+            let Some(cast) = cast_sql(type_name) else { continue };
+            let written = if &**type_name == "int8" { "::text" } else { "" };
+            let sql = format!("select to_json($1::text{cast}{written})::text");
+            let answer = sqlx::query_scalar::<_, String>(AssertSqlSafe(sql)).bind(&**text).fetch_one(&self.database);
+            match answer.await {
+                Ok(value) => answers.push((literal, Ok(value.into()))),
+                Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| code.starts_with("22")) => {
+                    answers.push((literal, Err(error.message().to_owned())));
+                }
+                // Whoever waits for it is told `unavailable` in time.
+                Err(error) => tracing::warn!(%error, "a literal could not be cast"),
+            }
+        }
+        answers
+    }
+
     /// Reads a channel's rows from wherever they are cheapest.
     ///
     /// # Errors
@@ -145,7 +167,7 @@ impl Snapshots {
         let hash = order.spec.hash();
         let deadline = Instant::now() + OTHERS_WAIT;
         loop {
-            if let Some(fresh) = self.from_checkpoint(order, &hash).await {
+            if let Some(fresh) = self.rolled_forward(order, &hash).await {
                 metrics::snapshot_cache(CacheResult::Hit);
                 return Ok(fresh);
             }
@@ -157,7 +179,7 @@ impl Snapshots {
             tokio::time::sleep(OTHERS_POLL).await;
         }
         // The holder before us may have kept its checkpoint between our look and our lock.
-        if let Some(fresh) = self.from_checkpoint(order, &hash).await {
+        if let Some(fresh) = self.rolled_forward(order, &hash).await {
             metrics::snapshot_cache(CacheResult::Hit);
             self.unlock(feed, &hash).await;
             return Ok(fresh);
@@ -204,7 +226,7 @@ impl Snapshots {
     }
 
     /// The store's checkpoint, rolled forward; `None` where that does not lead to the node's version.
-    async fn from_checkpoint(&self, order: &OpenOrder, hash: &str) -> Option<Fresh> {
+    async fn rolled_forward(&self, order: &OpenOrder, hash: &str) -> Option<Fresh> {
         let feed = &order.spec.feed;
         let bytes = match self.store.checkpoint(feed, hash).await {
             Ok(bytes) => bytes?,
@@ -227,14 +249,14 @@ impl Snapshots {
         }
         let log = self.store.read_log(feed, checkpoint.cut.version).await.ok()?;
         let (head, entries) = (log.head?, log.entries?);
-        let rolled = match checkpoint.roll_forward(&entries, &head) {
+        let rolled = match checkpoint.roll_forward(&entries, &head, &order.spec.query) {
             Ok(rolled) => rolled,
             Err(why) => {
                 tracing::debug!(%why, %feed, "a checkpoint that does not roll forward");
                 return None;
             }
         };
-        (rolled.cut.version >= order.at.version).then(|| Fresh {
+        (rolled.cut.version >= order.at.version).then_some(Fresh {
             rows: rolled.rows,
             place: Place::At(rolled.cut.version),
             schema: rolled.schema,
@@ -274,7 +296,7 @@ impl Snapshots {
             && order.catalogue_id.as_deref() == Some(&*described.id())
             && self.stands_at(connection, publication, &order.at.snapshot).await?;
 
-        let reading = read_rows(connection, publication, &self.settings);
+        let reading = read_rows(connection, publication, &order.spec.query, &self.settings);
         tokio::pin!(reading);
         let mut looks = tokio::time::interval(WAITERS_POLL);
         looks.tick().await;
@@ -347,12 +369,33 @@ async fn begin(connection: &mut PoolConnection<Postgres>, relation: &str) -> Res
 async fn read_rows(
     connection: &mut PoolConnection<Postgres>,
     publication: &Publication,
+    query: &Query,
     settings: &SnapshotSettings,
 ) -> Result<Vec<(Key, Arc<Row>)>, OpenError> {
     let Publication { key_sql, row_sql, relation, .. } = publication;
     // All three come from `rowcast.describe()`, with identifiers quoted.
-    let sql = format!("select {key_sql}, {row_sql} from {relation} as r");
-    let mut reading = sqlx::query(AssertSqlSafe(sql)).persistent(false).fetch(&mut **connection);
+    let mut sql = format!("select {key_sql}, {row_sql} from {relation} as r where true");
+    let mut values = Vec::new();
+    for filter in &query.equals {
+        let column = publication.schema.columns.iter().find(|column| column.name == filter.column);
+        let typed = column.and_then(|column| Some((&*column.type_name, cast_sql(&column.type_name)?)));
+        let Some((type_name, cast)) = typed else {
+            return Err(OpenError::Again("a column of the query has changed".to_owned()));
+        };
+        values.push(plain(&filter.value));
+        let (name, number) = (quoted(&filter.column), values.len());
+        sql.push_str(&format!(" and r.{name} = ${number}::text{cast}"));
+        if is_text(type_name) {
+            // The column's collation, which its indexes have, may take different texts for equal; rows in memory are
+            // compared by their bytes.
+            sql.push_str(&format!(" and r.{name} = ${number}::text collate \"C\""));
+        }
+    }
+    let mut reading = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+    for value in values {
+        reading = reading.bind(value);
+    }
+    let mut reading = reading.fetch(&mut **connection);
     let mut rows = Vec::new();
     let mut bytes = 0;
     while let Some(row) = reading.try_next().await? {
@@ -368,4 +411,17 @@ async fn read_rows(
         rows.push((Key::new(row.try_get::<&str, _>(0)?), Arc::new(parsed)));
     }
     Ok(rows)
+}
+
+/// The cast to a type that can be compared by equality; its name comes from a closed list.
+fn cast_sql(type_name: &str) -> Option<String> {
+    can_equal(type_name).then(|| if is_text(type_name) { String::new() } else { format!("::{type_name}") })
+}
+
+fn is_text(type_name: &str) -> bool {
+    matches!(type_name, "text" | "varchar")
+}
+
+fn quoted(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
 }

@@ -279,6 +279,7 @@ pub(crate) enum Interest {
 impl Subscription {
     fn new() -> (Self, Filler) {
         let (push_sender, pushes) = mpsc::channel(QUEUE_PUSHES);
+        #[expect(clippy::disallowed_methods, reason = "at most two messages for each feed that a node opens")]
         let (interests, interest_receiver) = mpsc::unbounded_channel();
         (Self { pushes, interests }, Filler { pushes: push_sender, interests: interest_receiver })
     }

@@ -220,8 +220,8 @@ function shop(orders, customers, products) {
     }
     const { position } = connection;
     if (position) {
-      const age = position.asOf === null ? "" : `, ${Math.max(0, Math.round((now - position.asOf) / 1000))} s ago`;
-      write($("epoch"), `epoch ${position.epoch}${age}`);
+      write($("as-of"), position.asOf === null ? "" : `as of ${clock.format(position.asOf)}`);
+      $("as-of").title = `epoch ${position.epoch}`;
     }
     if (orders.position) {
       write($("fingerprint"), tally.fingerprint.replace(/(.{4})(?=.)/g, "$1 "));
@@ -240,7 +240,7 @@ function shop(orders, customers, products) {
       write(verdict, `${count.format(different)} of ${count.format(compared)} versions differ`);
     } else if (tabs > 0 && compared > 0) {
       verdict.dataset["verdict"] = "agree";
-      write(verdict, `${tabs === 1 ? "Both tabs agree" : `All ${tabs + 1} tabs agree`}: ${count.format(compared)} versions compared`);
+      write(verdict, `${tabs === 1 ? "Both tabs" : `All ${tabs + 1} tabs`} agree on ${count.format(compared)} versions`);
     } else {
       verdict.dataset["verdict"] = "alone";
       write(verdict, "Every tab computes this from its own rows. Tabs of this browser compare it, version by version.");

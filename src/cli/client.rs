@@ -32,7 +32,7 @@ use channel::{Applied, Channel};
 use frame::{Page, Reset, ServerFrame, Step, Subscribed, Unsubscribed};
 
 pub use frame::{Live, ServerError};
-pub use row::{Row, is_number, plain};
+pub use row::Row;
 
 /// A subscription of a [`Client`]; it stays the same across reconnects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

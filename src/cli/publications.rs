@@ -13,11 +13,12 @@ use crate::config::DatabaseUrl;
 /// What `rowcast publish` was asked for; what is absent is left to the defaults of `rowcast.publish`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Publish {
-    /// The table or view, with its schema unless it is in the search path
+    /// The table, with its schema unless it is in the search path. Views are refused today
     #[arg(value_name = "RELATION", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub relation: String,
 
-    /// Who may see which rows: `public`, `authenticated`, `rls`, or a filter such as `tenant_id=eq.{tenant_id}`
+    /// Who may see which rows. Today only `public` opens; `authenticated`, `rls` and filters such as
+    /// `tenant_id=eq.{tenant_id}` are taken down, and keep everybody out
     #[arg(long, value_name = "POLICY")]
     pub policy: String,
 
@@ -37,11 +38,11 @@ pub struct Publish {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     pub bulk_rows: Option<i32>,
 
-    /// A view is run at most this often
+    /// For views, later: they are run at most this often
     #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(i32).range(0..))]
     pub refresh_ms: Option<i32>,
 
-    /// Relations that a view depends on, comma-separated, where Postgres does not know
+    /// For views, later: what they depend on, comma-separated, where Postgres does not know
     #[arg(long, value_name = "RELATIONS", value_delimiter = ',')]
     pub depends_on: Option<Vec<String>>,
 
@@ -88,15 +89,18 @@ pub(super) async fn publish(publish: &Publish) -> anyhow::Result<()> {
     connection.close().await?;
     let published = published.context("it was published, but is gone again")?;
     let published: Listed = serde_json::from_str(&published).context("reading rowcast.publications")?;
+    let next = match published.policy.as_str() {
+        "public" => format!("Follow it: rowcast watch {}", published.name),
+        _ => "This version opens the policy `public` only: until a later one, clients are told `forbidden`.".to_owned(),
+    };
     writeln!(
         io::stdout(),
-        "Published {} as `{}` (key {}; columns {}; policy {}).\nFollow it: rowcast watch {}",
+        "Published {} as `{}` (key {}; columns {}; policy {}).\n{next}",
         cell(&published.relation),
         published.name,
         published.key.join(", "),
         published.columns_text(),
         cell(&published.policy),
-        published.name,
     )?;
     Ok(())
 }

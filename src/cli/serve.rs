@@ -38,8 +38,9 @@ pub(super) async fn serve(config: ServeConfig) -> anyhow::Result<()> {
 pub(super) async fn demo(listen: Option<SocketAddr>, rate: f64, keep: bool) -> anyhow::Result<()> {
     let signals = Signals::listen()?;
     let stop = CancellationToken::new();
+    let program = std::env::args().next().unwrap_or_else(|| "rowcast".to_owned());
     tokio::select! {
-        ended = demo::run(DemoOptions { listen, rate, keep }, stop.clone()) => ended,
+        ended = demo::run(DemoOptions { listen, rate, keep, program }, stop.clone()) => ended,
         // Exiting at once leaves nothing behind either: the servers have a watchdog.
         never = signals.stop_then_exit(&stop, "Stopping.".to_owned()) => match never {},
     }

@@ -23,7 +23,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Follow a channel in the terminal.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Watch {
-    /// What to follow: a publication's name
+    /// What to follow: a publication's name, also with filters: `orders?status=eq.open`
     #[arg(value_name = "CHANNEL", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     channel: String,
 

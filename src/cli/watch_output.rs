@@ -9,8 +9,9 @@ use std::time::Duration;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::client::{Change, Client, Event, Form, Handle, Live, Row, is_number, plain};
+use super::client::{Change, Client, Event, Form, Handle, Live, Row};
 use super::table::{Heading, Table, cell};
+use crate::order::{is_number, plain};
 
 const GREEN: &str = "\x1b[32m";
 const YELLOW: &str = "\x1b[33m";
@@ -161,6 +162,7 @@ impl Output {
         self.out.flush()?;
         self.table = Some(table);
         match rows.len() - shown {
+            0 if rows.len() == 1 => self.note("1 row"),
             0 => self.note(&format!("{} rows", rows.len())),
             more => self.note(&format!("{} rows; {more} are not shown (--rows {})", rows.len(), rows.len())),
         }

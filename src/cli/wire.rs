@@ -44,7 +44,7 @@ impl Wire {
     pub(super) async fn open(url: &Url) -> Result<Self, WireError> {
         match timeout(OPEN_PATIENCE, Self::handshake(url)).await {
             Ok(Ok(wire)) => Ok(wire),
-            Ok(Err(error)) => Err(passing(describe(&error))),
+            Ok(Err(error)) => Err(passing(format!("cannot connect to {url}: {}", describe(&error)))),
             Err(_) => Err(passing(format!("no answer from {url}"))),
         }
     }

@@ -33,6 +33,9 @@ pub async fn asset(method: Method, uri: Uri, headers: HeaderMap) -> Response {
         // Asked again each time, answered with 304: a new release is seen at the next load.
         (header::CACHE_CONTROL, "no-cache"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        // A page of another origin may load the client: it is the same for everybody. Whether that page may connect is
+        // another question, and asked of the websocket.
+        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
         (header::ETAG, &etag),
     ];
     if names_etag(&headers, &etag) {
@@ -77,6 +80,8 @@ mod tests {
             let response = get(HeaderMap::new()).await;
             assert_eq!(response.status(), StatusCode::OK, "{path}");
             assert_eq!(response.headers()["cache-control"], "no-cache", "{path}");
+            // Browsers load modules of another origin only so.
+            assert_eq!(response.headers()["access-control-allow-origin"], "*", "{path}");
             let mut headers = HeaderMap::new();
             headers.insert(header::IF_NONE_MATCH, response.headers()[header::ETAG].clone());
             assert_eq!(get(headers).await.status(), StatusCode::NOT_MODIFIED, "{path}");

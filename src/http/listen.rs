@@ -32,9 +32,6 @@ const NOTSENT_LOWAT_BYTES: u32 = 16 * 1024;
 /// Added to the patience with a client that does not read, so that the session's own close comes first.
 const USER_TIMEOUT_SLACK: Duration = Duration::from_secs(5);
 
-/// A request's head, and with it a websocket's handshake, must be complete within this.
-const HEAD_READ_MAX: Duration = Duration::from_secs(10);
-
 /// hyper's buffer per connection: request heads are small, and a websocket's messages do not pass through it.
 const HTTP_BUFFER_BYTES: usize = 16 * 1024;
 
@@ -44,6 +41,15 @@ const BACKLOG: u32 = 4_096;
 
 /// After an accept that failed for want of file descriptors, trying again at once would only burn the core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a connection waits for its client.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// A request's head, and with it a websocket's handshake, must be complete within this.
+    pub handshake_max: Duration,
+    /// With a client that does not read.
+    pub stall_max: Duration,
+}
 
 /// Who is at the other end of a request's connection, and how its socket moves. An extractor.
 #[derive(Clone, Debug)]
@@ -66,13 +72,11 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Serves until the drain closes and everything that was begun here has ended (or was cut off).
 ///
-/// `stall_max` is the patience with a client that does not read.
-///
 /// # Errors
 /// None while it runs: an accept that fails is tried again.
-pub async fn serve(listener: TcpListener, router: Router, drain: Arc<Drain>, stall_max: Duration) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, router: Router, drain: Arc<Drain>, patience: Patience) -> io::Result<()> {
     let mut http = auto::Builder::new(TokioExecutor::new()).http1_only();
-    http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_READ_MAX).max_buf_size(HTTP_BUFFER_BYTES);
+    http.http1().timer(TokioTimer::new()).header_read_timeout(patience.handshake_max).max_buf_size(HTTP_BUFFER_BYTES);
     let mut phase = drain.watch();
     loop {
         // Wake-ups: a connection; the drain, which comes first, so that nothing new is begun after it.
@@ -83,7 +87,7 @@ pub async fn serve(listener: TcpListener, router: Router, drain: Arc<Drain>, sta
         };
         match accepted {
             Ok((stream, address)) => {
-                if let Err(error) = set_up(&stream, stall_max) {
+                if let Err(error) = set_up(&stream, patience.stall_max) {
                     tracing::debug!(%address, %error, "setting socket options");
                 }
                 let connection = connection(http.clone(), stream, address, router.clone(), Arc::clone(&drain));

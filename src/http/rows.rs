@@ -18,6 +18,7 @@ use super::problem::Problem;
 use crate::entry::{Key, Row};
 use crate::hub::RowsRead;
 use crate::identity::Identity;
+use crate::order::RowOrder;
 use crate::protocol::PAGE_BYTES;
 use crate::query::ChannelRequest;
 
@@ -71,7 +72,7 @@ async fn read(edge: &Edge, publication: String, query: Option<String>) -> Result
     Ok(edge.hub.rows(request, Identity::Anonymous).await?)
 }
 
-fn answer(read: RowsRead, headers: &HeaderMap) -> Response {
+fn answer(mut read: RowsRead, headers: &HeaderMap) -> Response {
     let etag = format!("W/\"{}-{}-{}\"", read.form.tag, read.cut.epoch, read.changed);
     let (cache_control, vary) = if read.public {
         ("public, no-cache", "Origin")
@@ -82,8 +83,18 @@ fn answer(read: RowsRead, headers: &HeaderMap) -> Response {
     if names_etag(headers, &etag) {
         return (StatusCode::NOT_MODIFIED, headers_out).into_response();
     }
+    sort(&mut read);
     let pieces = futures_util::stream::iter(Document::new(read).map(Ok::<_, Infallible>));
     (headers_out, [(header::CONTENT_TYPE, "application/json")], Body::from_stream(pieces)).into_response()
+}
+
+/// A document is read from top to bottom: its rows stand in the channel's order.
+fn sort(read: &mut RowsRead) {
+    let order = RowOrder::new(&read.form.order, &read.form.schema);
+    let mut keyed: Vec<_> =
+        read.rows.drain(..).map(|row| (order.key(|column| Some(row.1.value(column))), row)).collect();
+    keyed.sort_by(|(a, _), (b, _)| order.compare(a, b));
+    read.rows.extend(keyed.into_iter().map(|(_, row)| row));
 }
 
 fn allow_reading(edge: &Edge, headers: &HeaderMap, response: &mut Response) {
@@ -216,7 +227,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_document_says_what_a_subscription_would() {
-        let rows = vec![row(1, r#"[1,"a"]"#), row(2, r#"[2,null,{"no\"te":1834021}]"#)];
+        let rows = vec![row(2, r#"[2,null,{"no\"te":1834021}]"#), row(1, r#"[1,"a"]"#)];
         let response = answer(read(rows), &HeaderMap::new());
         assert_eq!(response.headers()["etag"], "W/\"a91c-k3f9-41\"");
         assert_eq!(response.headers()["cache-control"], "public, no-cache");

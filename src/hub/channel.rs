@@ -22,7 +22,7 @@ use super::{RowsRead, SessionId};
 use crate::entry::{State, States};
 use crate::protocol::{ChannelForm, ChannelNumber, Refusal};
 use crate::publication::{FeedKey, Schema};
-use crate::query::ChannelSpec;
+use crate::query::{ChannelSpec, Membership};
 use crate::rows::Rows;
 use crate::snapshots::Place;
 use crate::store::Entry;
@@ -101,6 +101,7 @@ pub(super) struct Settling {
     pub(super) place: Place,
     pub(super) schema: Arc<Schema>,
     pub(super) schema_id: Arc<str>,
+    pub(super) membership: Membership,
 }
 
 impl Settling {
@@ -134,7 +135,11 @@ impl Settling {
         match &step.change {
             Change::Nothing => Ok(()),
             Change::States { schema_id, states } if *schema_id == self.schema_id => {
-                self.rows.apply(step.base, step.cut.version, states);
+                let base = match &self.place {
+                    Place::At(version) => step.base.max(*version),
+                    Place::Sees(_) => step.base,
+                };
+                self.rows.apply(base, step.cut.version, states, &self.membership);
                 Ok(())
             }
             Change::States { .. } => Err("its columns changed".to_owned()),
@@ -174,6 +179,9 @@ pub(super) struct Flight {
     pub(super) settling: Option<Settling>,
 }
 
+/// Who waits to read a channel once, and since when.
+pub(super) type Reader = (Instant, oneshot::Sender<Result<RowsRead, Refusal>>);
+
 /// A channel with its subscribers.
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -182,10 +190,11 @@ pub(super) struct Channel {
     /// Known once the channel was live.
     pub(super) form: Option<ChannelForm>,
     pub(super) schema_id: Arc<str>,
+    pub(super) membership: Membership,
     pub(super) rows: Rows,
     pub(super) phase: Phase,
     pub(super) subscribers: HashSet<SessionId>,
-    pub(super) readers: Vec<oneshot::Sender<Result<RowsRead, Refusal>>>,
+    pub(super) readers: Vec<Reader>,
     pub(super) opened: Instant,
     /// Since when nobody is subscribed.
     pub(super) idle_since: Option<Instant>,
@@ -204,6 +213,7 @@ impl Channel {
             number,
             form: None,
             schema_id: "".into(),
+            membership: Membership::default(),
             rows: Rows::default(),
             phase: Phase::Opening(flight),
             subscribers: HashSet::new(),
@@ -257,6 +267,7 @@ impl Channel {
                     schema: settling.schema,
                 });
                 self.schema_id = settling.schema_id;
+                self.membership = settling.membership;
             }
         }
         !same_form
@@ -329,7 +340,13 @@ mod tests {
 
     fn settling(place: Place) -> Settling {
         let schema = Arc::new(Schema { columns: vec![], key: vec![] });
-        Settling { rows: Rows::at(Version(0), []), place, schema, schema_id: "s".into() }
+        Settling {
+            rows: Rows::at(Version(0), []),
+            place,
+            schema,
+            schema_id: "s".into(),
+            membership: Membership::default(),
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! This file moves the node from version to version; `subscribe` answers commands and follows the catalogue; `deliver`
 //! brings clients up to date.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,9 +17,9 @@ use super::{HubSettings, HubStatus, Published, SessionId};
 use crate::checkpoint::Checkpoint;
 use crate::entry::Key;
 use crate::metrics;
-use crate::protocol::{ChannelNumber, Frame, Refusal, RowsFrame};
+use crate::protocol::{ChannelNumber, ErrorCode, Frame, Refusal, RowsFrame};
 use crate::publication::{Catalogue, FeedKey};
-use crate::query::ChannelSpec;
+use crate::query::{ChannelSpec, Literal, Membership};
 use crate::rows::{Changes, Rows};
 use crate::snapshots::{Fresh, OpenError, OpenOrder, Place};
 use crate::store::{Beat, Entry, LogRead, Push};
@@ -50,6 +50,8 @@ pub(super) enum Effect {
     },
     /// Read the publications; answered by [`HubState::on_catalogue`].
     LoadCatalogue,
+    /// Have Postgres cast literals of filters; answered by [`HubState::on_cast`].
+    Cast(Vec<Literal>),
     /// Read the log of feeds; answered by [`HubState::on_logs`].
     ReadLogs {
         number: u64,
@@ -99,7 +101,9 @@ pub(super) struct HubState {
     catalogue_readings: u64,
     /// When the last reading began.
     catalogue_read: Option<Instant>,
-    /// Subscriptions and reads of names that the catalogue does not know yet.
+    /// Literals that Postgres has cast, or why it could not.
+    casts: HashMap<Literal, Result<Arc<str>, String>>,
+    /// Subscriptions and reads that wait for the catalogue or for a cast.
     parked: Vec<subscribe::Parked>,
     feeds: HashMap<FeedKey, Feed>,
     channels: HashMap<ChannelNumber, Channel>,
@@ -108,6 +112,10 @@ pub(super) struct HubState {
     flights_begun: u64,
     /// Channels whose flight waits to be started.
     grounded: Vec<ChannelNumber>,
+    /// Channels that are not live.
+    pending: HashSet<ChannelNumber>,
+    /// A channel has become live since the last turn: its checkpoint is waited for.
+    has_landed: bool,
     clients: HashMap<SessionId, Client>,
     due: Vec<SessionId>,
     /// Clients whose resume lies above the node's version.
@@ -134,6 +142,7 @@ impl HubState {
             catalogue_loading: false,
             catalogue_readings: 0,
             catalogue_read: None,
+            casts: HashMap::new(),
             parked: Vec::new(),
             feeds: HashMap::new(),
             channels: HashMap::new(),
@@ -141,6 +150,8 @@ impl HubState {
             channels_begun: 0,
             flights_begun: 0,
             grounded: Vec::new(),
+            pending: HashSet::new(),
+            has_landed: false,
             clients: HashMap::new(),
             due: Vec::new(),
             ahead: Vec::new(),
@@ -356,7 +367,14 @@ impl HubState {
             feed.arrived = feed.arrived.split_off(&Version(step.cut.version.0 + 1));
             let change = step.entries.get(&key).map_or(Change::Nothing, |entry| Change::of(entry));
             let feed_step = Arc::new(FeedStep { cut: step.cut.clone(), base: step.base, change });
-            let channels = feed.channels.clone();
+            // Where nothing happened, only channels on their way to this version have to hear of it.
+            let channels: Vec<ChannelNumber> = match feed_step.change {
+                Change::Nothing if self.pending.is_empty() => Vec::new(),
+                Change::Nothing => {
+                    feed.channels.iter().filter(|number| self.pending.contains(number)).copied().collect()
+                }
+                _ => feed.channels.clone(),
+            };
             self.keep_for_flights(&key, &channels, &feed_step);
             for number in channels {
                 if let Some(frames) = self.step_channel(number, &before, &feed_step) {
@@ -411,7 +429,9 @@ impl HubState {
             }
             Change::States { states, .. } => {
                 let prev = channel.rows.changed();
-                let changes = channel.rows.apply(step.base, step.cut.version, states);
+                // A replay begins below our version, but what we hold of the versions up to ours is exact.
+                let base = step.base.max(before.version);
+                let changes = channel.rows.apply(base, step.cut.version, states, &channel.membership);
                 if changes.is_empty() {
                     return None;
                 }
@@ -428,7 +448,7 @@ impl HubState {
 
     pub(super) fn too_many_rows(&self) -> Refusal {
         Refusal::new(
-            crate::protocol::ErrorCode::TooManyRows,
+            ErrorCode::TooManyRows,
             format!(
                 "the channel has more than {} rows or {} MiB",
                 self.settings.rows_max,
@@ -482,6 +502,7 @@ impl HubState {
                 settling: None,
             };
             channel.phase = Phase::Resync { frozen_at: before.version, flight };
+            self.pending.insert(number);
             self.grounded.push(number);
         } else {
             self.fly_again(number, marker, None);
@@ -576,7 +597,13 @@ impl HubState {
             self.fly_again(number, at_least, Some(now + FLIGHT_RETRY));
             return;
         }
+        let Some(membership) = Membership::new(&channel.spec.query, &fresh.schema) else {
+            let refusal = Refusal::new(ErrorCode::BadQuery, "the publication no longer has a column of the query");
+            self.close_channel(number, &refusal);
+            return;
+        };
         let mut settling = Settling {
+            membership,
             schema_id: fresh.schema.id().into(),
             schema: fresh.schema,
             rows: fresh.rows,
@@ -610,6 +637,8 @@ impl HubState {
             return;
         }
         let moved = channel.land(version);
+        self.pending.remove(&number);
+        self.has_landed = true;
         if channel.rows.len() > self.settings.rows_max || channel.rows.bytes() > self.settings.bytes_max {
             let refusal = self.too_many_rows();
             self.close_channel(number, &refusal);
@@ -641,6 +670,9 @@ impl HubState {
         self.beat_clients(now);
         let late: Vec<SessionId> = std::mem::take(&mut self.ahead);
         self.due.extend(late);
+        if cfg!(debug_assertions) {
+            self.check_invariants();
+        }
     }
 
     /// Writes checkpoints of channels that are new or have changed for a while.
@@ -690,6 +722,7 @@ impl HubState {
     /// Forgets a channel that nobody holds.
     fn drop_channel(&mut self, number: ChannelNumber) -> Option<Channel> {
         let channel = self.channels.remove(&number)?;
+        self.pending.remove(&number);
         self.by_spec.remove(&channel.spec);
         if let Some(feed) = self.feeds.get_mut(channel.feed()) {
             feed.channels.retain(|&other| other != number);
@@ -713,10 +746,10 @@ impl HubState {
         self.start_flights(now);
         self.look_after_due(now);
         // A channel that has just opened is what other nodes and the next visitor wait for.
-        if self.channels.values().any(|channel| channel.is_live() && channel.checkpoint.is_none()) {
+        if std::mem::take(&mut self.has_landed) {
             self.keep_checkpoints(now);
         }
-        if cfg!(debug_assertions) {
+        if cfg!(test) {
             self.check_invariants();
         }
         std::mem::take(&mut self.effects)
@@ -727,6 +760,7 @@ impl HubState {
             assert_eq!(self.by_spec.get(&channel.spec), Some(number));
             assert!(self.feeds.get(channel.feed()).is_some_and(|feed| feed.channels.contains(number)));
             assert_eq!(channel.subscribers.is_empty(), channel.idle_since.is_some());
+            assert_eq!(channel.is_live(), !self.pending.contains(number));
             for session in &channel.subscribers {
                 assert!(self.clients.get(session).is_some_and(|client| client.subscriptions.contains_key(number)));
             }

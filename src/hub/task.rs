@@ -15,6 +15,7 @@ use super::{COMMANDS, Command, HubHandle, HubSettings, Published, SessionId};
 use crate::metrics;
 use crate::protocol::ChannelNumber;
 use crate::publication::{Catalogue, FeedKey};
+use crate::query::Literal;
 use crate::snapshots::{Fresh, OpenError, Snapshots};
 use crate::store::{LogRead, Store, Subscription};
 
@@ -26,10 +27,20 @@ const TURN_MAX: usize = 256;
 
 /// What was waited for.
 enum Done {
-    Landed { channel: ChannelNumber, flight: u64, outcome: Result<Fresh, OpenError> },
+    Landed { channel: ChannelNumber, flight: u64, outcome: Box<Result<Fresh, OpenError>> },
     Catalogue(Option<Arc<Catalogue>>),
+    Cast(Vec<(Literal, Result<Arc<str>, String>)>),
     Logs { number: u64, read: Option<Vec<(FeedKey, LogRead)>> },
     Kept,
+}
+
+/// Why the hub cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum HubFailed {
+    #[error("the store's subscription has ended")]
+    Subscription,
+    #[error("work of the hub panicked: {0}")]
+    Work(#[from] tokio::task::JoinError),
 }
 
 /// The hub before it runs.
@@ -52,6 +63,7 @@ impl HubTask {
         subscription: Subscription,
     ) -> (Self, HubHandle) {
         let (command_sender, commands) = mpsc::channel(COMMANDS);
+        #[expect(clippy::disallowed_methods, reason = "at most one message for each session")]
         let (detached_sender, detached) = mpsc::unbounded_channel();
         let (publisher, published) = watch::channel(Published::default());
         let state = HubState::new(settings, Instant::now());
@@ -65,8 +77,12 @@ impl HubTask {
         (task, handle)
     }
 
-    /// Runs until it is stopped, or the store's subscription ends.
-    pub async fn run(mut self, stop: CancellationToken) {
+    /// Runs until it is stopped.
+    ///
+    /// # Errors
+    /// The store's subscription has ended, or work that was waited for panicked: a hub that goes on after that would wait
+    /// for ever for what never comes.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), HubFailed> {
         let mut work: JoinSet<Done> = JoinSet::new();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -77,9 +93,9 @@ impl HubTask {
         loop {
             // Wake-ups: stop; a push of the store; commands; ends of sessions; something done; the tick.
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return Ok(()),
                 push = self.subscription.next() => {
-                    let Some(push) = push else { return };
+                    let Some(push) = push else { return Err(HubFailed::Subscription) };
                     self.state.on_push(push, Instant::now());
                     for _ in 1..TURN_MAX {
                         let Some(push) = self.subscription.try_next() else { break };
@@ -88,18 +104,23 @@ impl HubTask {
                 }
                 taken = self.commands.recv_many(&mut commands, TURN_MAX) => {
                     if taken == 0 {
-                        return;
+                        return Ok(());
                     }
                     for command in commands.drain(..) {
                         self.state.on_command(command, Instant::now());
                     }
                 }
                 _ = self.detached.recv_many(&mut detached, TURN_MAX) => {
+                    // Whoever has ended had attached before: that command may still wait in its own queue, and a client
+                    // that attaches after its end would stay for ever.
+                    while let Ok(command) = self.commands.try_recv() {
+                        self.state.on_command(command, Instant::now());
+                    }
                     for session in detached.drain(..) {
                         self.state.on_detach(session, Instant::now());
                     }
                 }
-                Some(done) = work.join_next() => self.take_done(done),
+                Some(done) = work.join_next() => self.take_done(done?),
                 _ = ticks.tick() => {
                     self.state.on_tick(Instant::now());
                     told = None;
@@ -118,14 +139,14 @@ impl HubTask {
         }
     }
 
-    fn take_done(&mut self, done: Result<Done, tokio::task::JoinError>) {
+    fn take_done(&mut self, done: Done) {
         let now = Instant::now();
         match done {
-            Ok(Done::Landed { channel, flight, outcome }) => self.state.on_landed(channel, flight, outcome, now),
-            Ok(Done::Catalogue(catalogue)) => self.state.on_catalogue(catalogue, now),
-            Ok(Done::Logs { number, read }) => self.state.on_logs(number, read, now),
-            Ok(Done::Kept) => {}
-            Err(error) => tracing::error!(%error, "work of the hub failed"),
+            Done::Landed { channel, flight, outcome } => self.state.on_landed(channel, flight, *outcome, now),
+            Done::Catalogue(catalogue) => self.state.on_catalogue(catalogue, now),
+            Done::Cast(cast) => self.state.on_cast(cast, now),
+            Done::Logs { number, read } => self.state.on_logs(number, read, now),
+            Done::Kept => {}
         }
     }
 
@@ -136,7 +157,7 @@ impl HubTask {
             Effect::Open { channel, flight, order } => {
                 let snapshots = self.snapshots.clone();
                 work.spawn(async move {
-                    let outcome = snapshots.open(&order).await;
+                    let outcome = Box::new(snapshots.open(&order).await);
                     Done::Landed { channel, flight, outcome }
                 });
             }
@@ -151,6 +172,10 @@ impl HubTask {
                     }
                     Done::Catalogue(loaded.ok().map(Arc::new))
                 });
+            }
+            Effect::Cast(literals) => {
+                let snapshots = self.snapshots.clone();
+                work.spawn(async move { Done::Cast(snapshots.cast(literals).await) });
             }
             Effect::ReadLogs { number, after, feeds } => {
                 let store = self.store.clone();
@@ -174,6 +199,55 @@ impl HubTask {
                     snapshots.keep(&feed, &channel, *checkpoint, first).await;
                     Done::Kept
                 });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+    use super::*;
+    use crate::snapshots::SnapshotSettings;
+    use crate::store::Retention;
+    use crate::store::local::LocalStore;
+
+    /// A hub whose database cannot be reached, which does not matter here.
+    fn hub() -> (HubTask, HubHandle, impl Sized) {
+        let store: Arc<dyn Store> = Arc::new(LocalStore::new(Retention::default()));
+        let (subscription, filling) = store.subscribe();
+        let nowhere = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(1);
+        let settings = SnapshotSettings {
+            rows_max: 1,
+            bytes_max: 1,
+            checkpoint_ttl: Duration::from_secs(1),
+            checkpoint_every: Duration::from_secs(1),
+        };
+        let pool = PgPoolOptions::new().connect_lazy_with(nowhere);
+        let snapshots = Snapshots::new(pool, Arc::clone(&store), "node".into(), settings);
+        let (task, handle) = HubTask::new(HubSettings::default(), store, snapshots, subscription);
+        (task, handle, filling)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_ends_before_the_hub_heard_of_it_is_forgotten() {
+        // Which queue the hub looks into first is chance.
+        for _ in 0..10 {
+            let (task, handle, _filling) = hub();
+            for _ in 0..3 {
+                let (session, _inbox) = handle.attach().await.expect("a hub");
+                handle.detach(session);
+            }
+            let mut published = handle.published.clone();
+            let several_ticks = async {
+                for _ in 0..3 {
+                    published.changed().await.expect("a hub");
+                }
+            };
+            tokio::select! {
+                _ = task.run(CancellationToken::new()) => panic!("the hub has stopped"),
+                () = several_ticks => assert_eq!(handle.status().sessions, 0),
             }
         }
     }

@@ -13,6 +13,7 @@ use crate::capture::lease::{LeaseHandle, LeaseLost};
 use crate::capture::reader::{self, CutRead, Poll, ReadError, Reader, Wanted};
 use crate::capture::session;
 use crate::capture::slices::{self, StateError};
+use crate::metrics;
 use crate::relay::Relay;
 use crate::relay::start::{Found, Start, decide};
 use crate::store::{Append, AppendError, Beat, Closing, Fence, Part, StoreError, Touched};
@@ -109,6 +110,7 @@ impl<'a> Term<'a> {
         let life_every = (delivered.log_keep / 10).min(LIFE_EVERY);
         let found = Found { head, delivered, epoch, snapshot: moment.snapshot, version };
         let start = decide(&found);
+        let is_first = found.head.is_none() && found.delivered.acknowledged.is_none();
         tracing::info!(node = %relay.node, start = ?start_word(&start), head = ?found.head, lapsed, "a term begins");
         slices::begin_logging(reader.connection()).await?;
         if lapsed {
@@ -121,7 +123,10 @@ impl<'a> Term<'a> {
                 (from, if lapsed { Some("log lapsed") } else { mark })
             }
             Start::Begin { why, plant } => {
-                tracing::warn!(node = %relay.node, why, "a new epoch begins");
+                match is_first {
+                    true => tracing::info!(node = %relay.node, "the first start on this database"),
+                    false => tracing::warn!(node = %relay.node, why, "a new epoch begins"),
+                }
                 reader.delivered(None);
                 let base = found.head.as_ref().map_or(Version(0), |head| head.version);
                 (new_epoch(reader, plant, base).await?, Some("new epoch"))
@@ -191,10 +196,9 @@ impl<'a> Term<'a> {
             return Err(Ended::Reclaim("the version sequence went back".into()));
         }
         self.append(&read).await?;
-        metrics::counter!("rowcast_cuts_total").increment(1);
-        metrics::histogram!("rowcast_cut_seconds").record(started.elapsed().as_secs_f64());
+        metrics::cut(started.elapsed());
         for why in read.states.iter().filter_map(|states| states.marker) {
-            metrics::counter!("rowcast_markers_total", "reason" => why).increment(1);
+            metrics::marker(why);
         }
         let redefined = self.reader.is_new(&read.definitions);
         self.position = read.cut;

@@ -18,7 +18,7 @@ mod stage;
 #[path = "delivery/throughput.rs"]
 mod throughput;
 
-#[allow(dead_code, unused_imports, reason = "the tests' harness; a benchmark needs a part of it")]
+#[allow(unused_imports, reason = "the tests' harness; a benchmark needs a part of it")]
 #[path = "../it/harness/mod.rs"]
 mod harness;
 

@@ -95,11 +95,10 @@ impl Channel {
             if self.form.as_ref() != Some(&form) {
                 return Err(self.violation("resumed with another tag, key, order or columns"));
             }
-            if said.version > position.version {
-                let what = format!("resumed from {} where the client was at {}", said.version, position.version);
-                return Err(self.violation(what));
-            }
+            // Above the position: nothing has changed up to there. Below: the missed changes follow from there.
             position.epoch = said.epoch.clone();
+            position.version = position.version.max(said.version);
+            self.floor = position.version;
         } else {
             self.position = None;
             self.awaited = Some((form, said.epoch.clone()));

@@ -1,13 +1,13 @@
 //! Rows as a client keeps them: the JSON text of every value, so that no digit is lost on the way.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
 
 use crate::entry::Key;
-use crate::protocol::{Direction, Nulls, OrderBy};
-use crate::publication::Column;
+use crate::order::{RowOrder, SortKey};
+use crate::protocol::OrderBy;
+use crate::publication::{Column, Schema};
 
 /// A row, by the names of its columns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,52 +99,16 @@ pub(super) fn key_of<T: AsRef<str>>(values: &[T]) -> Key {
 
 /// Sorts rows by a channel's order. The key is the order's last part, so no two rows are equal under it.
 pub(super) fn sort(rows: &mut [(&Key, &Row)], order: &[OrderBy], columns: &[Column]) {
-    let kinds: Vec<(&OrderBy, bool)> = order
+    let schema = Schema { columns: columns.to_vec(), key: Vec::new() };
+    let order = RowOrder::new(order, &schema);
+    let mut keyed: Vec<(SortKey, (&Key, &Row))> = rows
         .iter()
-        .map(|by| (by, columns.iter().any(|column| column.name == by.column && is_number(&column.type_name))))
+        .map(|&(key, row)| (order.key(|column| row.values.get(&*columns[column].name).map(|text| &**text)), (key, row)))
         .collect();
-    rows.sort_by(|(_, a), (_, b)| {
-        kinds
-            .iter()
-            .map(|(by, number)| compare(a.value(&by.column), b.value(&by.column), by, *number))
-            .find(|ordering| ordering.is_ne())
-            .unwrap_or(Ordering::Equal)
-    });
-}
-
-/// Whether values of a type are shown on the right and compared as numbers.
-pub fn is_number(type_name: &str) -> bool {
-    matches!(type_name, "int2" | "int4" | "int8" | "float4" | "float8" | "numeric" | "oid" | "money")
-}
-
-/// The text that a value stands for: strings without their quotes, everything else as it is.
-pub fn plain(json: &str) -> String {
-    serde_json::from_str::<String>(json).unwrap_or_else(|_| json.to_owned())
-}
-
-fn compare(a: Option<&str>, b: Option<&str>, by: &OrderBy, number: bool) -> Ordering {
-    let a = a.filter(|text| *text != "null");
-    let b = b.filter(|text| *text != "null");
-    let (a, b) = match (a, b) {
-        (None, None) => return Ordering::Equal,
-        (None, Some(_)) if by.nulls == Nulls::First => return Ordering::Less,
-        (None, Some(_)) => return Ordering::Greater,
-        (Some(_), None) if by.nulls == Nulls::First => return Ordering::Greater,
-        (Some(_), None) => return Ordering::Less,
-        (Some(a), Some(b)) => (plain(a), plain(b)),
-    };
-    let ordering = if number { compare_numbers(&a, &b) } else { a.cmp(&b) };
-    if by.dir == Direction::Desc { ordering.reverse() } else { ordering }
-}
-
-/// Postgres' order of numbers, with NaN above all others. Digits beyond a double's do not count, except in whole numbers.
-fn compare_numbers(a: &str, b: &str) -> Ordering {
-    if let (Ok(a), Ok(b)) = (a.parse::<i128>(), b.parse::<i128>()) {
-        return a.cmp(&b);
+    keyed.sort_by(|(a, _), (b, _)| order.compare(a, b));
+    for (place, (_, row)) in rows.iter_mut().zip(keyed) {
+        *place = row;
     }
-    let read = |text: &str| text.parse::<f64>().unwrap_or(f64::NAN);
-    let (a, b) = (read(a), read(b));
-    a.partial_cmp(&b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
 }
 
 fn json_text(text: &str) -> String {

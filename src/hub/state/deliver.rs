@@ -242,17 +242,17 @@ fn begin(
         return;
     };
     let first = subscription.ids.first().copied().unwrap_or_default();
-    match difference {
-        None => {
-            batch.say(protocol::subscribed(first, form, epoch, position.cut.version, Beginning::Resumed));
-        }
+    // The client's own version, also where nothing is missing: the next `live` tells how far that holds.
+    batch.say(protocol::subscribed(first, form, epoch, since, Beginning::Resumed));
+    let told = match difference {
+        None => since,
         Some(pages) => {
-            batch.say(protocol::subscribed(first, form, epoch, since, Beginning::Resumed));
             batch.move_by(pages);
+            position.cut.version
         }
-    }
+    };
     metrics::subscribed(Beginning::Resumed);
-    complete(batch, form, subscription, position, position.cut.version);
+    complete(batch, form, subscription, position, told);
 }
 
 /// Says `subscribed` and sends a snapshot.

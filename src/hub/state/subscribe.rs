@@ -7,28 +7,47 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use super::{Effect, HubState, rows_of};
-use crate::hub::channel::{Channel, Feed, Flight};
+use crate::hub::channel::{Channel, Feed, Flight, Reader};
 use crate::hub::inbox::{Delivery, Item};
 use crate::hub::session::{Client, Standing, Subscription};
 use crate::hub::{Command, RowsRead, SessionId, Subscribe};
 use crate::identity::{self, Identity, ResolvedPolicy};
-use crate::protocol::{self, Beginning, ChannelNumber, ErrorCode, Refusal};
+use crate::metrics;
+use crate::protocol::{self, Beginning, ChannelNumber, ErrorCode, Refusal, Resume};
 use crate::publication::Catalogue;
-use crate::query::{ChannelRequest, ChannelSpec, unknown_publication};
+use crate::query::{self, ChannelRequest, ChannelSpec, Literal, unknown_publication};
 use crate::version::Version;
 
-/// A request for a name that the catalogue does not know, which may have been published a moment ago.
+/// A request that cannot be resolved yet.
 pub(super) struct Parked {
     request: ChannelRequest,
     identity: Identity,
     for_whom: ForWhom,
     since: Instant,
-    /// The reading of the catalogue that decides: one that begins after the request.
-    decided_by: u64,
+    waits_for: WaitsFor,
 }
 
+/// What a request waits for.
+enum WaitsFor {
+    /// The name is not known, but may have been published a moment ago: a reading of the catalogue that begins after the
+    /// request decides.
+    Catalogue { reading: u64 },
+    /// Literals of its filters.
+    Casts,
+}
+
+/// A request, as far as it can be resolved at once.
+enum Resolved {
+    Spec(ChannelSpec),
+    UnknownName,
+    Uncast(Vec<Literal>),
+}
+
+/// Literals remembered; with more, all are forgotten, and cast again when they are asked for.
+const CASTS_MAX: usize = 10_000;
+
 enum ForWhom {
-    Session { subscribe: Box<Subscribe> },
+    Session { session: SessionId, id: u64, resume: Option<Resume> },
     Reader(oneshot::Sender<Result<RowsRead, Refusal>>),
 }
 
@@ -44,7 +63,7 @@ impl HubState {
                 }
                 self.clients.insert(session, client);
             }
-            Command::Subscribe(subscribe) => self.on_subscribe(subscribe, now),
+            Command::Subscribe(subscribe) => self.on_subscribe(*subscribe, now),
             Command::Unsubscribe { session, id } => self.on_unsubscribe(session, id, now),
             Command::Drained(session) => {
                 if let Some(client) = self.clients.get_mut(&session) {
@@ -52,17 +71,16 @@ impl HubState {
                     self.make_due(session);
                 }
             }
-            Command::Rows { request, identity, reply } => match self.resolve(&request, &identity) {
-                Ok(Some(spec)) => self.read(spec, reply, now),
-                Ok(None) => self.park(request, identity, ForWhom::Reader(reply), now),
-                Err(refusal) => {
-                    let _ = reply.send(Err(refusal));
-                }
-            },
+            Command::Rows { request, identity, reply } => {
+                self.begin_request(request, identity, ForWhom::Reader(reply), now);
+            }
         }
     }
 
     pub(in crate::hub) fn on_detach(&mut self, session: SessionId, now: Instant) {
+        // What it asked for and was not resolved yet must not join a channel on nobody's behalf.
+        self.parked
+            .retain(|parked| !matches!(parked.for_whom, ForWhom::Session { session: whose, .. } if whose == session));
         if let Some(client) = self.clients.remove(&session) {
             for number in client.subscriptions.keys() {
                 self.leave(*number, session, now);
@@ -87,7 +105,7 @@ impl HubState {
         }
     }
 
-    fn on_subscribe(&mut self, mut subscribe: Box<Subscribe>, now: Instant) {
+    fn on_subscribe(&mut self, mut subscribe: Subscribe, now: Instant) {
         let (session, id) = (subscribe.session, subscribe.id);
         let Some(client) = self.clients.get_mut(&session) else { return };
         let refusal = if client.ids.contains_key(&id) {
@@ -111,33 +129,95 @@ impl HubState {
                 return;
             }
         };
-        match self.resolve(&request, &subscribe.identity) {
-            Ok(Some(spec)) => {
-                let identity = std::mem::take(&mut subscribe.identity);
-                let standing = Standing::New { resume: subscribe.resume, since: now };
-                self.join(session, id, spec, request, identity, standing, now);
+        client_of(&mut self.clients, session, |client| client.ids.insert(id, None));
+        let identity = std::mem::take(&mut subscribe.identity);
+        self.begin_request(request, identity, ForWhom::Session { session, id, resume: subscribe.resume.take() }, now);
+    }
+
+    /// Resolves a request and begins what it asks for, or parks it until it can be resolved.
+    fn begin_request(&mut self, request: ChannelRequest, identity: Identity, for_whom: ForWhom, now: Instant) {
+        match self.resolve(&request, &identity) {
+            Ok(Resolved::Spec(spec)) => self.serve(spec, request, identity, for_whom, now),
+            Ok(Resolved::UnknownName) => {
+                let waits_for = WaitsFor::Catalogue { reading: self.catalogue_readings + 1 };
+                self.catalogue_wanted = true;
+                self.parked.push(Parked { request, identity, for_whom, since: now, waits_for });
             }
-            Ok(None) => {
-                client_of(&mut self.clients, session, |client| client.ids.insert(id, None));
-                let identity = subscribe.identity.clone();
-                self.park(request, identity, ForWhom::Session { subscribe }, now);
+            Ok(Resolved::Uncast(literals)) => {
+                self.effects.push(Effect::Cast(literals));
+                self.parked.push(Parked { request, identity, for_whom, since: now, waits_for: WaitsFor::Casts });
             }
-            Err(refusal) => self.answer(session, protocol::error(Some(id), &refusal)),
+            Err(refusal) => self.refuse(for_whom, refusal),
         }
     }
 
-    /// The channel that a request means; `None`: the catalogue has to be read first.
-    fn resolve(&self, request: &ChannelRequest, identity: &Identity) -> Result<Option<ChannelSpec>, Refusal> {
+    /// The channel that a request means.
+    fn resolve(&self, request: &ChannelRequest, identity: &Identity) -> Result<Resolved, Refusal> {
         let known = self.catalogue.as_ref().and_then(|catalogue| catalogue.publications.get(&request.publication));
-        let Some(publication) = known else { return Ok(None) };
+        let Some(publication) = known else { return Ok(Resolved::UnknownName) };
         let policy = identity::resolve(identity, publication)?;
-        Ok(Some(ChannelSpec { feed: publication.feed.clone(), policy, query: request.query.clone() }))
+        let query = query::resolve(request, publication, |literal| self.casts.get(literal).cloned())?;
+        Ok(match query {
+            Ok(query) => Resolved::Spec(ChannelSpec { feed: publication.feed.clone(), policy, query }),
+            Err(literals) => Resolved::Uncast(literals),
+        })
     }
 
-    fn park(&mut self, request: ChannelRequest, identity: Identity, for_whom: ForWhom, now: Instant) {
-        let decided_by = self.catalogue_readings + 1;
-        self.parked.push(Parked { request, identity, for_whom, since: now, decided_by });
-        self.catalogue_wanted = true;
+    fn serve(
+        &mut self,
+        spec: ChannelSpec,
+        request: ChannelRequest,
+        identity: Identity,
+        for_whom: ForWhom,
+        now: Instant,
+    ) {
+        match for_whom {
+            ForWhom::Reader(reply) => self.read(spec, reply, now),
+            ForWhom::Session { session, id, resume } => {
+                let standing = Standing::New { resume, since: now };
+                self.join(session, id, spec, request, identity, standing, now);
+            }
+        }
+    }
+
+    fn refuse(&mut self, for_whom: ForWhom, refusal: Refusal) {
+        match for_whom {
+            ForWhom::Session { session, id, .. } => self.refuse_id(session, id, &refusal),
+            // A reader that has gone needs no answer.
+            ForWhom::Reader(reply) => drop(reply.send(Err(refusal))),
+        }
+    }
+
+    /// Literals that Postgres has cast, or has not.
+    pub(in crate::hub) fn on_cast(&mut self, cast: Vec<(Literal, Result<Arc<str>, String>)>, now: Instant) {
+        if self.casts.len() + cast.len() > CASTS_MAX {
+            self.casts.clear();
+        }
+        self.casts.extend(cast);
+        self.retry_parked(now, |parked| matches!(parked.waits_for, WaitsFor::Casts));
+    }
+
+    /// Resolves parked requests again.
+    fn retry_parked(&mut self, now: Instant, which: impl Fn(&Parked) -> bool) {
+        let (again, stay) = std::mem::take(&mut self.parked).into_iter().partition(which);
+        self.parked = stay;
+        for Parked { request, identity, for_whom, since, waits_for } in again {
+            match self.resolve(&request, &identity) {
+                Ok(Resolved::Spec(spec)) => self.serve(spec, request, identity, for_whom, now),
+                Ok(Resolved::UnknownName) => {
+                    let refusal = unknown_publication(&request.publication);
+                    self.refuse(for_whom, refusal);
+                }
+                Ok(Resolved::Uncast(literals)) => {
+                    // Those of another request may have landed, or those of a name that has just become known.
+                    if matches!(waits_for, WaitsFor::Catalogue { .. }) {
+                        self.effects.push(Effect::Cast(literals));
+                    }
+                    self.parked.push(Parked { request, identity, for_whom, since, waits_for: WaitsFor::Casts });
+                }
+                Err(refusal) => self.refuse(for_whom, refusal),
+            }
+        }
     }
 
     /// A session's id joins a channel, which is opened if need be.
@@ -185,7 +265,10 @@ impl HubState {
             }
         };
         match frame {
-            Some(frame) => self.answer(session, frame),
+            Some(frame) => {
+                metrics::subscribed(Beginning::Shared);
+                self.answer(session, frame);
+            }
             None => self.make_due(session),
         }
     }
@@ -212,6 +295,7 @@ impl HubState {
         feed.channels.push(number);
         self.by_spec.insert(spec.clone(), number);
         self.channels.insert(number, Channel::new(spec, number, flight, now));
+        self.pending.insert(number);
         self.grounded.push(number);
         number
     }
@@ -224,7 +308,7 @@ impl HubState {
                 protocol::error(None, &refusal)
             }
             Some(None) => {
-                self.parked.retain(|parked| !matches!(&parked.for_whom, ForWhom::Session { subscribe } if subscribe.session == session && subscribe.id == id));
+                self.parked.retain(|parked| !matches!(&parked.for_whom, ForWhom::Session { session: whose, id: which, .. } if (*whose, *which) == (session, id)));
                 protocol::unsubscribed(id)
             }
             Some(Some(number)) => {
@@ -253,7 +337,7 @@ impl HubState {
     fn read(&mut self, spec: ChannelSpec, reply: oneshot::Sender<Result<RowsRead, Refusal>>, now: Instant) {
         let number = self.open(spec, now);
         let Some(channel) = self.channels.get_mut(&number) else { return };
-        channel.readers.push(reply);
+        channel.readers.push((now, reply));
         if channel.idle_since.is_some() {
             // A read keeps the channel as a subscriber does that left at once.
             channel.idle_since = Some(now);
@@ -268,7 +352,7 @@ impl HubState {
         let Some(position) = &self.position else { return };
         let Some(channel) = self.channels.get_mut(&number) else { return };
         let Some(form) = channel.form.clone() else { return };
-        for reply in std::mem::take(&mut channel.readers) {
+        for (_, reply) in std::mem::take(&mut channel.readers) {
             let public = matches!(channel.spec.policy, ResolvedPolicy::Public);
             let _ = reply.send(Ok(RowsRead {
                 form: form.clone(),
@@ -284,7 +368,7 @@ impl HubState {
     /// Ends a channel for all its subscribers.
     pub(super) fn close_channel(&mut self, number: ChannelNumber, refusal: &Refusal) {
         let Some(channel) = self.drop_channel(number) else { return };
-        for reply in channel.readers {
+        for (_, reply) in channel.readers {
             let _ = reply.send(Err(refusal.clone()));
         }
         for session in channel.subscribers {
@@ -319,19 +403,20 @@ impl HubState {
             self.close_channel(number, &refusal);
         }
         for channel in self.channels.values_mut() {
-            channel.readers.retain(|reply| !reply.is_closed());
+            let (late, waiting): (Vec<Reader>, Vec<Reader>) = std::mem::take(&mut channel.readers)
+                .into_iter()
+                .partition(|(since, reply)| reply.is_closed() || now.duration_since(*since) >= timeout);
+            channel.readers = waiting;
+            for (_, reply) in late {
+                let _ = reply.send(Err(refusal.clone()));
+            }
         }
         for parked in std::mem::take(&mut self.parked) {
             if now.duration_since(parked.since) < timeout {
                 self.parked.push(parked);
                 continue;
             }
-            match parked.for_whom {
-                ForWhom::Session { subscribe } => self.refuse_id(subscribe.session, subscribe.id, &refusal),
-                ForWhom::Reader(reply) => {
-                    let _ = reply.send(Err(refusal.clone()));
-                }
-            }
+            self.refuse(parked.for_whom, refusal.clone());
         }
     }
 
@@ -351,31 +436,13 @@ impl HubState {
         self.catalogue_id = Some(catalogue.id());
         self.catalogue = Some(catalogue.clone());
         self.follow_catalogue(&catalogue, now);
-        for parked in std::mem::take(&mut self.parked) {
-            if parked.decided_by > self.catalogue_readings {
-                self.parked.push(parked);
-                self.catalogue_wanted = true;
-                continue;
-            }
-            let spec = self
-                .resolve(&parked.request, &parked.identity)
-                .and_then(|spec| spec.ok_or_else(|| unknown_publication(&parked.request.publication)));
-            match (parked.for_whom, spec) {
-                (ForWhom::Reader(reply), Ok(spec)) => self.read(spec, reply, now),
-                (ForWhom::Reader(reply), Err(refusal)) => {
-                    let _ = reply.send(Err(refusal));
-                }
-                (ForWhom::Session { subscribe }, Ok(spec)) => {
-                    let standing = Standing::New { resume: subscribe.resume, since: now };
-                    if self.clients.contains_key(&subscribe.session) {
-                        let (session, id) = (subscribe.session, subscribe.id);
-                        self.join(session, id, spec, parked.request, parked.identity, standing, now);
-                    }
-                }
-                (ForWhom::Session { subscribe }, Err(refusal)) => {
-                    self.refuse_id(subscribe.session, subscribe.id, &refusal);
-                }
-            }
+        let read = self.catalogue_readings;
+        self.retry_parked(now, |parked| match parked.waits_for {
+            WaitsFor::Catalogue { reading } => reading <= read,
+            WaitsFor::Casts => false,
+        });
+        if self.parked.iter().any(|parked| matches!(parked.waits_for, WaitsFor::Catalogue { .. })) {
+            self.catalogue_wanted = true;
         }
     }
 
@@ -396,7 +463,7 @@ impl HubState {
         for number in gone {
             let Some(channel) = self.drop_channel(number) else { continue };
             tracing::info!(channel = %channel.feed(), "the publication changed or ended");
-            for reply in channel.readers {
+            for (_, reply) in channel.readers {
                 let _ = reply.send(Err(Refusal::unavailable("the publication changed while it was read")));
             }
             for session in channel.subscribers {
@@ -410,21 +477,15 @@ impl HubState {
     }
 
     fn move_subscription(&mut self, session: SessionId, subscription: Subscription, now: Instant) {
-        let resolved = self
-            .resolve(&subscription.request, &subscription.identity)
-            .and_then(|spec| spec.ok_or_else(|| unknown_publication(&subscription.request.publication)));
-        match resolved {
-            Ok(spec) => {
-                for id in subscription.ids {
-                    let standing = Standing::New { resume: None, since: now };
-                    let (request, identity) = (subscription.request.clone(), subscription.identity.clone());
-                    self.join(session, id, spec.clone(), request, identity, standing, now);
+        for id in subscription.ids {
+            let (request, identity) = (subscription.request.clone(), subscription.identity.clone());
+            client_of(&mut self.clients, session, |client| client.ids.insert(id, None));
+            match self.resolve(&request, &identity) {
+                // The catalogue is the newest: what it does not name is not published.
+                Ok(Resolved::UnknownName) => {
+                    self.refuse_id(session, id, &unknown_publication(&request.publication));
                 }
-            }
-            Err(refusal) => {
-                for id in subscription.ids {
-                    self.refuse_id(session, id, &refusal);
-                }
+                _ => self.begin_request(request, identity, ForWhom::Session { session, id, resume: None }, now),
             }
         }
     }

@@ -21,6 +21,9 @@ use crate::version::{Cut, Epoch, Version};
 
 const EPOCH: &str = "k3f9";
 
+/// A publication's name, and its changed keys with their values.
+type Change<'a> = (&'a str, &'a [(u64, Option<u64>)]);
+
 struct Node {
     state: HubState,
     now: Instant,
@@ -117,7 +120,7 @@ impl Node {
     }
 
     /// One version: what it says of each publication, pushed and closed.
-    fn version(&mut self, version: u64, changes: &[(&str, &[(u64, Option<u64>)])]) {
+    fn version(&mut self, version: u64, changes: &[Change<'_>]) {
         for (name, rows) in changes {
             let entry = Self::entry(version - 1, version, Self::states(rows));
             self.state.on_push(Push::Entry(feed(name), entry), self.now);
@@ -341,6 +344,12 @@ fn resume_is_answered_by_what_changed_or_by_a_snapshot_but_never_in_the_past() {
     let mut level = node.attach(3);
     node.subscribe(3, 1, "a", Some((tag.clone(), 42)));
     assert_eq!(ops(&take(&mut level)), ["subscribed"]);
+    let tag_of_b = node.state.channels.values().find(|channel| &*channel.feed().name == "b").expect("a channel");
+    let tag_of_b = tag_of_b.form.as_ref().expect("live").tag.clone();
+    node.subscribe(3, 2, "b", Some((tag_of_b, 41)));
+    let frames = take(&mut level);
+    assert_eq!(ops(&frames), ["subscribed"], "nothing changed, so nothing follows");
+    assert_eq!(frames[0]["version"], json!(41), "resumed from where the client was");
 
     let mut old = node.attach(4);
     node.subscribe(4, 1, "a", Some((tag.clone(), 39)));
@@ -453,6 +462,41 @@ fn a_beat_below_our_version_changes_nothing_and_a_replay_above_it_does_no_harm()
 }
 
 #[test]
+fn a_client_that_stands_where_a_replay_overtakes_it_goes_on() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    node.version(41, &[("a", &[(1, Some(41))])]);
+    take(&mut client);
+    node.written(1);
+    // The store lost 36 to 41 and goes on: the node reads two steps from the log, and takes them at once.
+    node.beat(EPOCH, 45, 46, &["a"]);
+    let (number, after) = node
+        .effects
+        .iter()
+        .find_map(|effect| match effect {
+            Effect::ReadLogs { number, after, .. } => Some((*number, *after)),
+            _ => None,
+        })
+        .expect("the log is read");
+    assert_eq!(after, Version(41));
+    let read = ["a", "b"].map(|name| {
+        let entries = match name {
+            "a" => vec![
+                Node::entry(35, 45, Node::states(&[(1, Some(41)), (2, Some(2))])),
+                Node::entry(45, 46, Node::states(&[(2, Some(3))])),
+            ],
+            _ => Vec::new(),
+        };
+        (feed(name), LogRead { head: Some(cut_of(EPOCH, 46)), entries: Some(entries) })
+    });
+    node.state.on_logs(number, Some(read.into_iter().collect()), node.now);
+    node.turn();
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["delta", "live"], "no reset");
+    assert_eq!((&frames[0]["version"], &frames[0]["rows"]), (&json!(46), &json!([{"id":2,"n":3}])));
+}
+
+#[test]
 fn ids_are_unique_shared_and_free_again() {
     let mut node = Node::new();
     let mut client = node.client_of_both(1);
@@ -490,6 +534,22 @@ fn a_publication_that_ends_or_changes_ends_or_moves_its_subscriptions() {
     let frames = take(&mut client);
     assert_eq!(ops(&frames), ["subscribed", "snapshot"]);
     assert_eq!((&frames[0]["id"], &frames[0]["ch"]), (&json!(1), &json!(3)));
+}
+
+#[test]
+fn a_client_that_left_before_its_request_was_resolved_leaves_nothing_behind() {
+    let mut node = Node::new();
+    let _client = node.attach(1);
+    node.subscribe(1, 1, "later", None);
+    node.state.on_detach(SessionId(1), node.now);
+    let catalogue =
+        Catalogue { publications: [("later".into(), Arc::new(publication("later")))].into_iter().collect() };
+    // A reading that was under way already, and the one that decides.
+    for _ in 0..2 {
+        node.state.on_catalogue(Some(Arc::new(catalogue.clone())), node.now);
+        node.turn();
+    }
+    assert!(node.state.channels.is_empty() && node.state.feeds.is_empty());
 }
 
 #[test]

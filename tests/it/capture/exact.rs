@@ -78,7 +78,7 @@ async fn after_every_cut_the_mirror_equals_the_tables() {
     let started = Instant::now();
     while changes.load(Ordering::Relaxed) < CHANGES || mirror.cuts < CUTS || started.elapsed() < Duration::from_secs(12)
     {
-        assert!(started.elapsed() < Duration::from_secs(50), "too slow: {} cuts", mirror.cuts);
+        assert!(started.elapsed() < Duration::from_secs(150), "too slow: {} cuts", mirror.cuts);
         if !mirror.step().await {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }

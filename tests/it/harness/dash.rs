@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use rowcast::cli::client::{Client, Event, Handle};
 use rowcast::version::Version;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-use super::{until, within};
+use super::within;
 
 /// What a dashboard saw since it was asked last.
 #[derive(Clone, Debug, Default)]
@@ -23,9 +25,12 @@ pub struct Seen {
     pub resets: usize,
     pub gaps: usize,
     pub refused: Vec<String>,
+    /// Codes of the closes that the server said.
+    pub closes: Vec<u16>,
 }
 
 /// See the module.
+#[derive(Default)]
 pub struct Dash {
     pub client: Client,
     socket: Option<WebSocketStream<MaybeTlsStream<TcpStream>>>,
@@ -38,7 +43,7 @@ pub type Table = BTreeMap<String, String>;
 impl Dash {
     /// Connects and subscribes.
     pub async fn open(address: SocketAddr, channels: &[&str]) -> (Self, Vec<Handle>) {
-        let mut dash = Self { client: Client::default(), socket: None, seen: Seen::default() };
+        let mut dash = Self::default();
         let handles = channels.iter().map(|channel| dash.client.subscribe(channel)).collect();
         dash.connect(address).await;
         (dash, handles)
@@ -46,10 +51,40 @@ impl Dash {
 
     /// Connects, again if need be, and resumes what it has.
     pub async fn connect(&mut self, address: SocketAddr) {
-        let socket = until("a websocket opens", async || connect(address).await).await;
-        self.socket = Some(socket);
+        // Spelled out, since the future of `until` with a closure that waits is not `Send`.
+        let socket = within("a websocket opens", async {
+            loop {
+                match connect(address).await {
+                    Some(socket) => break socket,
+                    None => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+        });
+        self.socket = Some(socket.await);
         self.client.connected();
         self.send_outgoing().await;
+    }
+
+    /// Connects with room for about two segments: what this client does not read waits at the server.
+    pub async fn connect_narrowly(&mut self, address: SocketAddr) {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(4_096).expect("a small buffer");
+        let stream = socket.connect(address).await.expect("a connection");
+        let opened = tokio_tungstenite::client_async(request(address), MaybeTlsStream::Plain(stream)).await;
+        self.disconnect();
+        self.socket = Some(opened.expect("a websocket").0);
+        self.client.connected();
+        self.send_outgoing().await;
+    }
+
+    /// One attempt of the same; whether it led to a connection.
+    pub async fn try_connect(&mut self, address: SocketAddr) -> bool {
+        self.socket = connect(address).await;
+        if self.socket.is_some() {
+            self.client.connected();
+            self.send_outgoing().await;
+        }
+        self.is_connected()
     }
 
     /// Drops the connection without a word.
@@ -96,7 +131,10 @@ impl Dash {
                     self.send_outgoing().await;
                     return Some(events);
                 }
-                Some(Ok(Message::Close(_)) | Err(_)) | None => {
+                end @ (Some(Ok(Message::Close(_)) | Err(_)) | None) => {
+                    if let Some(Ok(Message::Close(Some(close)))) = end {
+                        self.seen.closes.push(close.code.into());
+                    }
                     self.disconnect();
                     return None;
                 }
@@ -137,7 +175,11 @@ impl Dash {
 
 /// One attempt to open a websocket.
 pub async fn connect(address: SocketAddr) -> Option<WebSocketStream<MaybeTlsStream<TcpStream>>> {
+    tokio_tungstenite::connect_async(request(address)).await.ok().map(|(socket, _)| socket)
+}
+
+fn request(address: SocketAddr) -> Request {
     let mut request = format!("ws://{address}/v1/ws").into_client_request().expect("a URL");
     request.headers_mut().insert("sec-websocket-protocol", "rowcast.v1".parse().expect("a header"));
-    tokio_tungstenite::connect_async(request).await.ok().map(|(socket, _)| socket)
+    request
 }

@@ -1,9 +1,19 @@
 //! What the tests stand on: private servers, and the patience to wait for a condition instead of a time.
 
+#![allow(dead_code, reason = "what a node, a server and a dashboard can do, whether or not a test needs it today")]
+
+pub mod browser;
+pub mod cluster;
+pub mod content;
 pub mod dash;
+pub mod database;
+pub mod load;
 pub mod node;
 pub mod postgres;
+pub mod proxy;
 pub mod redis;
+pub mod viewer;
+pub mod world;
 
 use std::time::Duration;
 

@@ -57,7 +57,10 @@ impl Node {
                 let line = lines.next_line().await.expect("stdout is text").expect("the node serves before it ends");
                 if let Some((_, rest)) = line.split_once("http://") {
                     let host = rest.split(|c: char| c == '/' || c.is_whitespace()).next().expect("a host");
-                    break host.parse::<SocketAddr>().expect("an address");
+                    let address: SocketAddr = host.parse().expect("an address");
+                    // One that listens everywhere is asked here.
+                    let here = address.ip().is_unspecified().then(|| ([127, 0, 0, 1], address.port()).into());
+                    break here.unwrap_or(address);
                 }
             }
         })
@@ -75,10 +78,6 @@ impl Node {
 
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
-    }
-
-    pub fn ws_url(&self) -> String {
-        format!("ws://{}/v1/ws", self.address)
     }
 
     /// Status and body of a GET.
@@ -114,9 +113,19 @@ impl Node {
 
     /// SIGTERM; the exit status.
     pub async fn terminate(&mut self) -> ExitStatus {
+        self.signal_to_terminate();
+        self.ended().await
+    }
+
+    /// SIGTERM, without waiting for what comes of it.
+    pub fn signal_to_terminate(&self) {
         let pid = nix::unistd::Pid::from_raw(self.pid() as i32);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("the node can be signalled");
-        super::within("the node drains", self.child.wait()).await.expect("the node ends")
+    }
+
+    /// Waits until it has ended by itself; the exit status.
+    pub async fn ended(&mut self) -> ExitStatus {
+        super::within("the node ends", self.child.wait()).await.expect("the node can be waited for")
     }
 
     /// SIGSTOP and SIGCONT: a node that hangs.
