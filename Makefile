@@ -1,10 +1,11 @@
 # The two commands. Each installs what is missing (see scripts/install.sh) and then runs.
 
-.PHONY: help demo test
+.PHONY: help demo test bench bench-capture bench-delivery
 
 help:
 	@echo "make demo   show it: a small shop on a private database, with a page"
 	@echo "make test   check everything: format, lints, unit and integration tests, a browser"
+	@echo "make bench  measure again what docs/benchmarks.md tells"
 
 # make demo ARGS="--rate 200"
 demo:
@@ -14,3 +15,16 @@ demo:
 test:
 	@scripts/install.sh test
 	@scripts/test.sh
+
+# About ten minutes; on a machine that does nothing else.
+bench: bench-capture bench-delivery
+
+# What triggers cost: make bench-capture ARGS="5 2" (runs, seconds)
+bench-capture:
+	@scripts/install.sh demo
+	python3 tests/bench/capture.py $(ARGS)
+
+# What writers keep of their speed, and how soon a commit is on a dashboard: make bench-delivery ARGS="latency"
+bench-delivery:
+	@scripts/install.sh demo
+	cargo bench --locked --bench delivery -- $(ARGS)

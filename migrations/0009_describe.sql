@@ -50,36 +50,46 @@ comment on function rowcast.describe(text) is
 and rows.
 is_intact: every change is logged. fingerprint: differs when rows may have changed without a trigger.';
 
+-- Subqueries for single rows, and not joins, because they can only be answered by an index: a join the planner prefers to
+-- make by reading all of pg_attribute, at every cut.
 create function rowcast.catalogue_stamp() returns text
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
+    set jit = off
 as $$
 begin
     return (
         with recursive tree (relation) as (
             select p.relation::oid from rowcast.publications as p
             union
-            select i.inhrelid from tree join pg_inherits as i on i.inhparent = tree.relation
+            select i.inhrelid
+            from tree cross join lateral (
+                select i.inhrelid from pg_inherits as i where i.inhparent = tree.relation offset 0
+            ) as i
         )
-        select md5(string_agg(s.stamp, ' ')) from (
-            select concat(p.ctid, p.xmin) as stamp from rowcast.publications as p
-            union all
-            select concat(c.oid, c.ctid, c.xmin, n.ctid, n.xmin)
-            from tree join pg_class as c on c.oid = tree.relation join pg_namespace as n on n.oid = c.relnamespace
-            union all
-            select concat(a.ctid, a.xmin)
-            from rowcast.publications as p join pg_attribute as a on a.attrelid = p.relation where a.attnum > 0
-            union all
-            select concat(t.ctid, t.xmin) from tree join pg_trigger as t on t.tgrelid = tree.relation
-            union all
-            select concat(f.ctid, f.xmin)
-            from pg_proc as f join pg_namespace as n on n.oid = f.pronamespace
-            where n.nspname = 'rowcast' and f.proname like 'capture\_%'
-            union all
-            select concat(i.ctid, i.xmin) from tree join pg_inherits as i on i.inhrelid = tree.relation
-            union all
-            select concat(s.ctid, s.xmin) from tree join pg_subscription_rel as s on s.srrelid = tree.relation
-        ) as s
+        select md5(concat_ws(' ', (
+            select string_agg(concat_ws(' ', p.ctid, p.xmin, (
+                select string_agg(concat(a.ctid, a.xmin), ' ' order by a.attnum)
+                from pg_attribute as a where a.attrelid = p.relation and a.attnum > 0
+            ), (
+                select concat(f.ctid, f.xmin) from pg_proc as f
+                where f.proname = 'capture_' || p.capture and f.pronamespace = to_regnamespace('rowcast') and f.pronargs = 0
+            )), ' ' order by p.id) from rowcast.publications as p
+        ), (
+            select string_agg(concat_ws(' ', tree.relation, (
+                select concat(c.ctid, c.xmin, (select concat(n.ctid, n.xmin) from pg_namespace as n where n.oid = c.relnamespace))
+                from pg_class as c where c.oid = tree.relation
+            ), (
+                select string_agg(concat(t.ctid, t.xmin), ' ' order by t.tgname)
+                from pg_trigger as t where t.tgrelid = tree.relation
+            ), (
+                select string_agg(concat(i.ctid, i.xmin), ' ' order by i.inhseqno)
+                from pg_inherits as i where i.inhrelid = tree.relation
+            ), (
+                select string_agg(concat(s.ctid, s.xmin), ' ' order by s.srsubid)
+                from pg_subscription_rel as s where s.srrelid = tree.relation
+            )), ' ' order by tree.relation) from tree
+        )))
     );
 end
 $$;

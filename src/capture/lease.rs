@@ -31,6 +31,8 @@ const ATTEMPT: Duration = Duration::from_millis(500);
 pub struct Lease {
     connection: PgConnection,
     requests: mpsc::Receiver<Request>,
+    /// The lock that says nobody needs to ring is held. Unlocking what is not held is a warning in the server's log.
+    is_awake: bool,
 }
 
 /// Asks the lease's connection for something; ends with it.
@@ -69,7 +71,7 @@ pub async fn acquire(database: &PgConnectOptions) -> Result<(Lease, LeaseHandle)
             .await?;
         if ours {
             let (sender, requests) = mpsc::channel(4);
-            return Ok((Lease { connection, requests }, LeaseHandle { requests: sender }));
+            return Ok((Lease { connection, requests, is_awake: false }, LeaseHandle { requests: sender }));
         }
         let pause = ATTEMPT.mul_f64(1.0 + rand::rng().random_range(0.0..0.5));
         tokio::time::sleep(pause).await;
@@ -106,19 +108,24 @@ impl Lease {
         // Whoever asked may have gone: nothing depends on the answer then.
         match request {
             Some(Request::Wake(reply)) => {
-                let awake: bool = sqlx::query_scalar("select pg_try_advisory_lock($1, $2)")
-                    .bind(LOCK_CLASS)
-                    .bind(LOCK_AWAKE)
-                    .fetch_one(&mut self.connection)
-                    .await?;
-                let _ = reply.send(awake);
+                if !self.is_awake {
+                    self.is_awake = sqlx::query_scalar("select pg_try_advisory_lock($1, $2)")
+                        .bind(LOCK_CLASS)
+                        .bind(LOCK_AWAKE)
+                        .fetch_one(&mut self.connection)
+                        .await?;
+                }
+                let _ = reply.send(self.is_awake);
             }
             Some(Request::Sleep(reply)) => {
-                sqlx::query("select pg_advisory_unlock($1, $2)")
-                    .bind(LOCK_CLASS)
-                    .bind(LOCK_AWAKE)
-                    .execute(&mut self.connection)
-                    .await?;
+                if self.is_awake {
+                    sqlx::query("select pg_advisory_unlock($1, $2)")
+                        .bind(LOCK_CLASS)
+                        .bind(LOCK_AWAKE)
+                        .execute(&mut self.connection)
+                        .await?;
+                    self.is_awake = false;
+                }
                 // A statement of its own: the id must be drawn after the lock is seen to be free.
                 let xid: String =
                     sqlx::query_scalar("select pg_current_xact_id()::text").fetch_one(&mut self.connection).await?;

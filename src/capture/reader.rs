@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tokio::time::Instant;
 
 use crate::capture::catalogue::{self, CatalogueError, Definitions, Described, Moment};
@@ -435,8 +435,7 @@ impl OpenCut<'_> {
     /// # Errors
     /// The database refuses.
     pub async fn close(self) -> Result<CutRead, ReadError> {
-        let version = draw_version(&mut self.reader.connection).await?;
-        catalogue::commit(&mut self.reader.connection).await?;
+        let version = draw_version_and_commit(&mut self.reader.connection).await?;
         Ok(CutRead {
             cut: Cut { epoch: self.epoch, version, snapshot: self.moment.snapshot, as_of: self.moment.now_ms },
             states: self.states,
@@ -453,6 +452,13 @@ impl OpenCut<'_> {
 /// The database refuses.
 pub async fn draw_version(connection: &mut PgConnection) -> Result<Version, sqlx::Error> {
     let version: i64 = sqlx::query_scalar("select nextval('rowcast.version')").fetch_one(connection).await?;
+    Ok(Version(version.unsigned_abs()))
+}
+
+/// The next version, and the end of the transaction, in one round trip.
+async fn draw_version_and_commit(connection: &mut PgConnection) -> Result<Version, sqlx::Error> {
+    let rows = sqlx::raw_sql("select nextval('rowcast.version'); commit").fetch_all(connection).await?;
+    let version: i64 = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
     Ok(Version(version.unsigned_abs()))
 }
 

@@ -9,6 +9,7 @@ mod browser;
 mod burst;
 mod capture;
 mod contract;
+mod doorbell;
 mod edge;
 mod faults;
 mod filters;
