@@ -83,6 +83,16 @@ pub struct Fresh {
     pub place: Place,
     pub schema: Arc<Schema>,
     pub epoch: Epoch,
+    /// Of rows from our own query.
+    pub lock: Option<HeldLock>,
+}
+
+/// The cluster's lock for a channel, which others wait behind until its checkpoint is there. [`Snapshots::keep`] gives it
+/// back; whoever has no use for the rows does it with [`Snapshots::unlock`], or everybody, this node included, waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldLock {
+    pub feed: FeedKey,
+    pub channel: String,
 }
 
 /// Why no rows were read.
@@ -169,40 +179,48 @@ impl Snapshots {
         let feed = &order.spec.feed;
         let hash = order.spec.hash();
         let deadline = Instant::now() + OTHERS_WAIT;
-        loop {
+        let locked = loop {
             if let Some(fresh) = self.rolled_forward(order, &hash).await {
                 metrics::snapshot_cache(CacheResult::Hit);
                 return Ok(fresh);
             }
-            if self.take_lock(feed, &hash).await || Instant::now() >= deadline {
-                break;
+            // Without the store every node asks Postgres, which is right, if not cheap.
+            let ours = self.store.lock(feed, &hash, &self.node, LOCK_TTL).await.unwrap_or(true);
+            if ours || Instant::now() >= deadline {
+                break ours;
             }
             tokio::time::sleep(OTHERS_POLL).await;
-        }
+        };
         // The holder before us may have kept its checkpoint between our look and our lock.
         if let Some(fresh) = self.rolled_forward(order, &hash).await {
             metrics::snapshot_cache(CacheResult::Hit);
-            self.unlock(feed, &hash).await;
+            self.give_back(feed, &hash).await;
             return Ok(fresh);
         }
         metrics::snapshot_cache(CacheResult::Miss);
-        let fresh = {
+        let outcome = {
             let query = self.query(order);
             tokio::pin!(query);
             loop {
                 tokio::select! {
-                    fresh = &mut query => break fresh,
-                    () = tokio::time::sleep(LOCK_RENEW) => {
+                    outcome = &mut query => break outcome,
+                    () = tokio::time::sleep(LOCK_RENEW), if locked => {
                         // A lock that was lost costs Postgres a second query, nothing more.
                         let _ = self.store.renew(feed, &hash, &self.node, LOCK_TTL).await;
                     }
                 }
             }
         };
-        if fresh.is_err() {
-            self.unlock(feed, &hash).await;
+        match outcome {
+            Ok(fresh) if locked => {
+                Ok(Fresh { lock: Some(HeldLock { feed: feed.clone(), channel: hash.clone() }), ..fresh })
+            }
+            Ok(fresh) => Ok(fresh),
+            Err(error) => {
+                self.give_back(feed, &hash).await;
+                Err(error)
+            }
         }
-        fresh
     }
 
     /// Writes a checkpoint. `first`: after our own query, so that the lock can be given back; else at most one node of
@@ -228,20 +246,16 @@ impl Snapshots {
             Err(error) => tracing::error!(%error, %feed, "encoding a checkpoint failed"),
         }
         if first {
-            self.unlock(feed, channel).await;
+            self.give_back(feed, channel).await;
         }
     }
 
-    /// Whether this node may ask Postgres. It may where it still has the lock of an earlier flight whose rows came too late;
-    /// and without the store every node asks, which is right, if not cheap.
-    async fn take_lock(&self, feed: &FeedKey, hash: &str) -> bool {
-        match self.store.lock(feed, hash, &self.node, LOCK_TTL).await {
-            Ok(true) | Err(_) => true,
-            Ok(false) => self.store.renew(feed, hash, &self.node, LOCK_TTL).await.unwrap_or(true),
-        }
+    /// Gives the lock of rows back that are of no use.
+    pub async fn unlock(&self, lock: HeldLock) {
+        self.give_back(&lock.feed, &lock.channel).await;
     }
 
-    async fn unlock(&self, feed: &FeedKey, channel: &str) {
+    async fn give_back(&self, feed: &FeedKey, channel: &str) {
         if let Err(error) = self.store.unlock(feed, channel, &self.node).await {
             tracing::debug!(%error, %feed, "a lock was not given back; it lapses by itself");
         }
@@ -283,6 +297,7 @@ impl Snapshots {
             place: Place::At(rolled.cut.version),
             schema: rolled.schema,
             epoch: rolled.cut.epoch,
+            lock: None,
         })
     }
 
@@ -334,6 +349,7 @@ impl Snapshots {
             place: if at_version { Place::At(version) } else { Place::Sees(moment.snapshot) },
             schema: publication.schema.clone(),
             epoch,
+            lock: None,
         })
     }
 

@@ -24,7 +24,7 @@ use crate::protocol::{ChannelForm, ChannelNumber, Refusal};
 use crate::publication::{FeedKey, Schema};
 use crate::query::{ChannelSpec, Membership};
 use crate::rows::Rows;
-use crate::snapshots::Place;
+use crate::snapshots::{HeldLock, Place};
 use crate::store::Entry;
 use crate::version::{Cut, Version};
 
@@ -102,6 +102,8 @@ pub(super) struct Settling {
     pub(super) schema: Arc<Schema>,
     pub(super) schema_id: Arc<str>,
     pub(super) membership: Membership,
+    /// Given back when the rows are thrown away, else with the channel's checkpoint.
+    pub(super) lock: Option<HeldLock>,
 }
 
 impl Settling {
@@ -346,6 +348,7 @@ mod tests {
             schema,
             schema_id: "s".into(),
             membership: Membership::default(),
+            lock: None,
         }
     }
 

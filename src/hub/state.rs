@@ -21,7 +21,7 @@ use crate::protocol::{ChannelNumber, ErrorCode, Frame, Refusal, RowsFrame};
 use crate::publication::{Catalogue, FeedKey};
 use crate::query::{ChannelSpec, Literal, Membership};
 use crate::rows::{Changes, Rows};
-use crate::snapshots::{Fresh, OpenError, OpenOrder, Place};
+use crate::snapshots::{Fresh, HeldLock, OpenError, OpenOrder, Place};
 use crate::store::{Beat, Entry, LogRead, Push};
 use crate::version::{Cut, Version};
 
@@ -58,6 +58,8 @@ pub(super) enum Effect {
         after: Version,
         feeds: Vec<FeedKey>,
     },
+    /// Give the lock back of rows that are thrown away.
+    Unlock(HeldLock),
     Feed(FeedKey),
     Unfeed(FeedKey),
     /// Write a checkpoint. `first`: right after its snapshot query, others may be waiting for it.
@@ -518,7 +520,8 @@ impl HubState {
             flight.asked_at = None;
             flight.not_before = not_before;
             flight.at_least = flight.at_least.max(at_least);
-            flight.settling = None;
+            let thrown_away = flight.settling.take();
+            self.effects.extend(thrown_away.and_then(|settling| settling.lock).map(Effect::Unlock));
             self.grounded.push(number);
         }
     }
@@ -566,13 +569,36 @@ impl HubState {
         &mut self,
         number: ChannelNumber,
         flight_number: u64,
-        outcome: Result<Fresh, OpenError>,
+        mut outcome: Result<Fresh, OpenError>,
         now: Instant,
     ) {
+        let lock = outcome.as_mut().ok().and_then(|fresh| fresh.lock.take());
+        let awaited = self
+            .channels
+            .get_mut(&number)
+            .and_then(Channel::flight)
+            .is_some_and(|flight| flight.number == flight_number);
+        if awaited {
+            self.settle(number, outcome, now);
+        }
+        let channel = self.channels.get_mut(&number).filter(|_| awaited);
+        match channel {
+            // Its checkpoint is about to be kept, and the lock given back with it.
+            Some(channel) if channel.is_live() => {}
+            Some(channel) => match channel.flight().and_then(|flight| flight.settling.as_mut()) {
+                Some(settling) => settling.lock = lock,
+                None => self.effects.extend(lock.map(Effect::Unlock)),
+            },
+            None => self.effects.extend(lock.map(Effect::Unlock)),
+        }
+    }
+
+    /// Brings rows that were waited for to the node's version, or has them read again.
+    fn settle(&mut self, number: ChannelNumber, outcome: Result<Fresh, OpenError>, now: Instant) {
         let Some(position) = self.position.clone() else { return };
         let Some(channel) = self.channels.get_mut(&number) else { return };
         let feed_key = channel.feed().clone();
-        let Some(flight) = channel.flight().filter(|flight| flight.number == flight_number) else { return };
+        let Some(flight) = channel.flight() else { return };
         let Some(asked_at) = flight.asked_at.clone() else { return };
         let at_least = flight.at_least;
         let fresh = match outcome {
@@ -608,6 +634,7 @@ impl HubState {
             schema: fresh.schema,
             rows: fresh.rows,
             place: fresh.place,
+            lock: None,
         };
         let kept = self.feeds.get(&feed_key).map(Feed::kept).unwrap_or_default();
         let here = FeedStep { cut: position.cut.clone(), base: position.cut.version, change: Change::Nothing };
@@ -721,7 +748,9 @@ impl HubState {
 
     /// Forgets a channel that nobody holds.
     fn drop_channel(&mut self, number: ChannelNumber) -> Option<Channel> {
-        let channel = self.channels.remove(&number)?;
+        let mut channel = self.channels.remove(&number)?;
+        let thrown_away = channel.flight().and_then(|flight| flight.settling.take());
+        self.effects.extend(thrown_away.and_then(|settling| settling.lock).map(Effect::Unlock));
         self.pending.remove(&number);
         self.by_spec.remove(&channel.spec);
         if let Some(feed) = self.feeds.get_mut(channel.feed()) {

@@ -31,7 +31,7 @@ enum Done {
     Catalogue(Option<Arc<Catalogue>>),
     Cast(Vec<(Literal, Result<Arc<str>, String>)>),
     Logs { number: u64, read: Option<Vec<(FeedKey, LogRead)>> },
-    Kept,
+    Stored,
 }
 
 /// Why the hub cannot go on.
@@ -146,7 +146,7 @@ impl HubTask {
             Done::Catalogue(catalogue) => self.state.on_catalogue(catalogue, now),
             Done::Cast(cast) => self.state.on_cast(cast, now),
             Done::Logs { number, read } => self.state.on_logs(number, read, now),
-            Done::Kept => {}
+            Done::Stored => {}
         }
     }
 
@@ -193,11 +193,18 @@ impl HubTask {
                     Done::Logs { number, read: Some(read) }
                 });
             }
+            Effect::Unlock(lock) => {
+                let snapshots = self.snapshots.clone();
+                work.spawn(async move {
+                    snapshots.unlock(lock).await;
+                    Done::Stored
+                });
+            }
             Effect::Keep { feed, channel, checkpoint, first } => {
                 let snapshots = self.snapshots.clone();
                 work.spawn(async move {
                     snapshots.keep(&feed, &channel, *checkpoint, first).await;
-                    Done::Kept
+                    Done::Stored
                 });
             }
         }

@@ -56,7 +56,11 @@ async fn every_subscription_equals_the_table_at_every_version_it_is_told() {
     }
 
     let started = Instant::now();
-    while opened.load(Ordering::Relaxed) < SUBSCRIPTIONS || started.elapsed() < Duration::from_secs(10) {
+    while opened.load(Ordering::Relaxed) < SUBSCRIPTIONS
+        || leader.cuts < 150
+        || leader.marked < 25
+        || started.elapsed() < Duration::from_secs(10)
+    {
         assert!(started.elapsed() < Duration::from_secs(60), "only {} subscriptions", opened.load(Ordering::Relaxed));
         assert!(!visiting.iter().any(tokio::task::JoinHandle::is_finished), "a visitor has ended: see its panic");
         leader.turn().await;
@@ -81,6 +85,6 @@ async fn every_subscription_equals_the_table_at_every_version_it_is_told() {
     }
     println!("{} cuts, {} of them with markers {:?}; {tally:?}", leader.cuts, leader.marked, leader.reasons);
     assert!(tally.subscriptions >= SUBSCRIPTIONS && tally.resumed > 50, "{tally:?}");
-    assert!(tally.comparisons > 10 * SUBSCRIPTIONS && tally.unknown < tally.comparisons / 10, "{tally:?}");
+    assert!(tally.comparisons > 5 * SUBSCRIPTIONS && tally.unknown < tally.comparisons / 10, "{tally:?}");
     assert!(leader.cuts > 100 && leader.marked > 20, "{} cuts, {} marked", leader.cuts, leader.marked);
 }

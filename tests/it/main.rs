@@ -17,5 +17,6 @@ mod handoff;
 mod harness;
 mod publications_live;
 mod real_input;
+mod steps;
 mod store_faults;
 mod tidy;

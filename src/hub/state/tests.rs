@@ -15,7 +15,7 @@ use crate::protocol::{ChannelNumber, Resume};
 use crate::publication::{Catalogue, Column, FeedKey, Policy, Publication, Schema};
 use crate::query::ChannelRequest;
 use crate::rows::Rows;
-use crate::snapshots::{Fresh, Place};
+use crate::snapshots::{Fresh, HeldLock, Place};
 use crate::store::{Beat, Entry, LogRead, Push, Touched};
 use crate::version::{Cut, Epoch, Version};
 
@@ -182,9 +182,32 @@ impl Node {
             place,
             schema: Arc::new(schema()),
             epoch: Epoch::new(EPOCH),
+            lock: None,
         };
         self.state.on_landed(flight.0, flight.1, Ok(fresh), self.now);
         self.turn();
+    }
+
+    /// Rows of a query of our own, under the cluster's lock; whether the lock is given back at once.
+    fn land_locked(&mut self, flight: &(ChannelNumber, u64, String), place: &str) -> bool {
+        let lock = HeldLock { feed: feed("a"), channel: "hash".into() };
+        let fresh = Fresh {
+            rows: Rows::at(Version(0), [row(1, 1)]),
+            place: Place::Sees(place.parse().expect("a snapshot")),
+            schema: Arc::new(schema()),
+            epoch: Epoch::new(EPOCH),
+            lock: Some(lock),
+        };
+        self.state.on_landed(flight.0, flight.1, Ok(fresh), self.now);
+        self.turn();
+        self.gave_back()
+    }
+
+    /// Whether a lock was given back since the last look.
+    fn gave_back(&mut self) -> bool {
+        let before = self.effects.len();
+        self.effects.retain(|effect| !matches!(effect, Effect::Unlock(_)));
+        self.effects.len() < before
     }
 
     fn written(&mut self, session: u64) {
@@ -301,6 +324,26 @@ fn rows_that_do_not_contain_the_marker_are_read_again() {
     let frames = take(&mut client);
     assert_eq!(ops(&frames), ["delta", "live"]);
     assert_eq!(frames[0]["rows"], json!([{"id":6,"n":60}]));
+}
+
+#[test]
+fn the_lock_of_rows_that_are_thrown_away_is_given_back() {
+    let mut node = Node::new();
+    let _client = node.client_of_both(1);
+    node.marker(41, "a");
+    let first = node.flights();
+    node.marker(42, "a");
+    assert!(node.land_locked(&first[0], "411:411:"), "a marker overtook them");
+    assert!(node.land_locked(&first[0], "411:411:"), "nobody waits for them any more");
+    let second = node.flights();
+    assert!(!node.land_locked(&second[0], "425:425:"), "they are on their way to the next version");
+    node.marker(43, "a");
+    assert!(node.gave_back(), "and a marker overtook them");
+    let third = node.flights();
+    assert!(!node.land_locked(&third[0], "431:431:"));
+    node.beat(EPOCH, 43, 44, &[]);
+    assert!(!node.gave_back(), "the checkpoint gives it back");
+    assert!(node.effects.iter().any(|effect| matches!(effect, Effect::Keep { first: true, .. })));
 }
 
 #[test]
@@ -436,6 +479,7 @@ fn a_new_epoch_is_told_with_the_difference() {
             place: Place::At(Version(50)),
             schema: Arc::new(schema()),
             epoch: Epoch::new("next"),
+            lock: None,
         };
         node.state.on_landed(flight.0, flight.1, Ok(fresh), node.now);
         node.turn();

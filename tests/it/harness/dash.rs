@@ -65,10 +65,10 @@ impl Dash {
         self.send_outgoing().await;
     }
 
-    /// Connects with room for about two segments: what this client does not read waits at the server.
+    /// Connects with a receive buffer that does not grow: what this client does not read soon waits at the server.
     pub async fn connect_narrowly(&mut self, address: SocketAddr) {
         let socket = TcpSocket::new_v4().expect("a socket");
-        socket.set_recv_buffer_size(4_096).expect("a small buffer");
+        socket.set_recv_buffer_size(64 << 10).expect("a small buffer");
         let stream = socket.connect(address).await.expect("a connection");
         let opened = tokio_tungstenite::client_async(request(address), MaybeTlsStream::Plain(stream)).await;
         self.disconnect();
