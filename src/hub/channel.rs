@@ -275,10 +275,11 @@ impl Channel {
         !same_form
     }
 
-    /// The snapshot of a live channel: its version, and pages that all who join share while nothing changes.
-    pub(super) fn snapshot(&mut self, form: &ChannelForm, version: Version) -> (Version, Arc<Pages>) {
+    /// The snapshot of a live channel: its version, and pages that all who join share while nothing changes. The version
+    /// may be one at which the rows were the same, but lies never below `known`, which the client has been told.
+    pub(super) fn snapshot(&mut self, form: &ChannelForm, version: Version, known: Version) -> (Version, Arc<Pages>) {
         if let Some((at, pages)) = &self.snapshot
-            && *at >= self.rows.changed()
+            && *at >= self.rows.changed().max(known)
         {
             return (*at, pages.clone());
         }

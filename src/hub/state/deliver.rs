@@ -264,7 +264,11 @@ fn begin_fresh(
     position: &Position,
 ) {
     let first = subscription.ids.first().copied().unwrap_or_default();
-    let (version, pages) = channel.snapshot(form, position.cut.version);
+    let known = match &subscription.standing {
+        Standing::New { resume: Some(resume), .. } => resume.version,
+        _ => subscription.told,
+    };
+    let (version, pages) = channel.snapshot(form, position.cut.version, known);
     batch.say(protocol::subscribed(first, form, &position.cut.epoch, version, Beginning::Fresh));
     batch.move_by(pages);
     metrics::subscribed(Beginning::Fresh);
@@ -304,7 +308,7 @@ fn catch_up(
         }
         None => {
             batch.say(protocol::reset(form.number, "too_far_behind"));
-            let (version, pages) = channel.snapshot(form, position.cut.version);
+            let (version, pages) = channel.snapshot(form, position.cut.version, cursor.version);
             batch.move_by(pages);
             subscription.told = version;
         }

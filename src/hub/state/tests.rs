@@ -419,6 +419,21 @@ fn resume_is_answered_by_what_changed_or_by_a_snapshot_but_never_in_the_past() {
 }
 
 #[test]
+fn a_snapshot_that_is_shared_is_never_older_than_what_a_client_was_told() {
+    let mut node = Node::new();
+    let _client = node.client_of_both(1);
+    for version in 41..45 {
+        node.version(version, &[("b", &[(1, Some(version))])]);
+    }
+    let mut stranger = node.attach(2);
+    node.subscribe(2, 1, "a", None);
+    assert_eq!(take(&mut stranger)[1]["version"], json!(40), "nothing has changed since: the pages are shared");
+    let mut returning = node.attach(3);
+    node.subscribe(3, 1, "a", Some(("another".into(), 43)));
+    assert_eq!(take(&mut returning)[1]["version"], json!(44));
+}
+
+#[test]
 fn what_was_not_pushed_is_read_from_the_log_and_told_in_one_step() {
     let mut node = Node::new();
     let mut client = node.client_of_both(1);
