@@ -1,7 +1,7 @@
 //! Real input: the tables that `pgbench -i` makes, published as they are, under `pgbench` itself.
 //!
-//! `pgbench_accounts` has exactly as many rows as a channel may have. Eight seconds by default; `ROWCAST_SOAK=1` makes it
-//! twenty. The servers are those that the machine has: PostgreSQL 15 and Redis 7.0 on Debian 12.
+//! `pgbench_accounts` has exactly as many rows as a channel may have. The servers are those that the machine has:
+//! PostgreSQL 15 and Redis 7.0 on Debian 12.
 
 use std::time::{Duration, Instant};
 
@@ -69,8 +69,7 @@ async fn clients_of_the_pgbench_tables_end_equal_to_them() {
             }
         }));
     }
-    let seconds = if std::env::var_os("ROWCAST_SOAK").is_some() { "20" } else { "8" };
-    let report = pgbench(&world.postgres, &["-c", "8", "-j", "2", "-T", seconds]).await;
+    let report = pgbench(&world.postgres, &["-c", "8", "-j", "2", "-T", "20"]).await;
     let transactions =
         report.lines().find(|line| line.starts_with("number of transactions actually")).unwrap_or_default();
     let mut contents = [Content::default(); 4];
