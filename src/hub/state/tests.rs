@@ -624,3 +624,11 @@ fn heartbeats_tell_the_truth_about_the_pipeline() {
     node.later(Duration::from_millis(250));
     assert_eq!(take(&mut client)[0]["state"], json!("live"));
 }
+
+#[test]
+fn a_node_that_nobody_asks_anything_follows_beats_also_after_it_missed_some() {
+    let mut node = Node::new();
+    node.beat(EPOCH, 45, 46, &["a"]);
+    assert_eq!(node.state.position.as_ref().expect("a position").cut.version, Version(46));
+    assert!(node.state.reading_logs.is_none(), "there is no log to read");
+}
