@@ -7,7 +7,7 @@
 //! This file moves the node from version to version; `subscribe` answers commands and follows the catalogue; `deliver`
 //! brings clients up to date.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,9 @@ const CATALOGUE_PAUSE: Duration = Duration::from_millis(200);
 
 /// A flight that failed is tried again after this.
 const FLIGHT_RETRY: Duration = Duration::from_millis(200);
+
+/// Beats that wait for a reading of the log at most: what the store's queue holds too.
+const BEATS_WAITING_MAX: usize = 4096;
 
 /// What has to be waited for.
 #[derive(Debug)]
@@ -125,8 +128,8 @@ pub(super) struct HubState {
     /// The number of the log reading in the air.
     reading_logs: Option<u64>,
     readings_begun: u64,
-    /// The newest beat that waits for it.
-    beat_waiting: Option<Beat>,
+    /// Beats that wait for it, ascending.
+    beats_waiting: VecDeque<Beat>,
     last_heartbeat: Instant,
     effects: Vec<Effect>,
 }
@@ -159,7 +162,7 @@ impl HubState {
             ahead: Vec::new(),
             reading_logs: None,
             readings_begun: 0,
-            beat_waiting: None,
+            beats_waiting: VecDeque::new(),
             last_heartbeat: now,
             effects: Vec::new(),
         }
@@ -221,7 +224,11 @@ impl HubState {
             return;
         }
         if self.reading_logs.is_some() {
-            self.beat_waiting = Some(beat);
+            // Without the oldest the others do not join what was read; then a beat after them has the log read again.
+            if self.beats_waiting.len() >= BEATS_WAITING_MAX {
+                self.beats_waiting.pop_front();
+            }
+            self.beats_waiting.push_back(beat);
             return;
         }
         match self.step_of(&beat) {
@@ -233,7 +240,7 @@ impl HubState {
                 }
             }
             None => {
-                self.beat_waiting = Some(beat);
+                self.beats_waiting.push_back(beat);
                 self.read_logs();
             }
         }
@@ -288,10 +295,11 @@ impl HubState {
             return;
         }
         self.reading_logs = None;
-        let waiting = self.beat_waiting.take();
+        let waiting = std::mem::take(&mut self.beats_waiting);
         let Some(read) = read else { return };
         self.take_logs(read);
-        if let (Some(beat), Some(position)) = (waiting, &self.position) {
+        for beat in waiting {
+            let Some(position) = &self.position else { return };
             // A beat above what the log has is of a store that was rolled back since: the next beat tells.
             if beat.cut.version <= position.cut.version || self.step_of(&beat).is_some() {
                 self.on_beat(beat, now);
@@ -468,7 +476,7 @@ impl HubState {
         position.catalogue_id = catalogue_id;
         tracing::info!(from = %before.epoch, to = %to.epoch, version = %to.version, "a new epoch begins");
         self.reading_logs = None;
-        self.beat_waiting = None;
+        self.beats_waiting.clear();
         for feed in self.feeds.values_mut() {
             feed.arrived = feed.arrived.split_off(&Version(to.version.0 + 1));
             feed.forget_kept();

@@ -632,3 +632,20 @@ fn a_node_that_nobody_asks_anything_follows_beats_also_after_it_missed_some() {
     assert_eq!(node.state.position.as_ref().expect("a position").cut.version, Version(46));
     assert!(node.state.reading_logs.is_none(), "there is no log to read");
 }
+
+#[test]
+fn versions_that_arrive_while_the_log_is_read_are_taken_after_it() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    node.beat(EPOCH, 41, 42, &[]);
+    let number = node.state.reading_logs.expect("the log is read");
+    node.version(43, &[("a", &[(1, Some(43))])]);
+    node.version(44, &[("a", &[(1, Some(44))])]);
+    let head = Some(cut_of(EPOCH, 42));
+    let read = ["a", "b"].map(|name| (feed(name), LogRead { head: head.clone(), entries: Some(vec![]) }));
+    node.state.on_logs(number, Some(read.into_iter().collect()), node.now);
+    node.turn();
+    assert_eq!(node.state.position.as_ref().expect("a position").cut.version, Version(44));
+    assert!(node.state.reading_logs.is_none(), "everything was here");
+    assert_eq!(take(&mut client).last().expect("frames")["rows"], json!([{"id":1,"n":44}]));
+}
