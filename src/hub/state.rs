@@ -23,7 +23,7 @@ use crate::query::{ChannelSpec, Literal, Membership};
 use crate::rows::{Changes, Rows};
 use crate::snapshots::{Fresh, HeldLock, OpenError, OpenOrder, Place};
 use crate::store::{Beat, Entry, LogRead, Push};
-use crate::version::{Cut, Version};
+use crate::version::{Cut, Epoch, Version};
 
 mod deliver;
 mod subscribe;
@@ -95,6 +95,8 @@ struct Step {
 pub(super) struct HubState {
     settings: HubSettings,
     position: Option<Position>,
+    /// The epoch before that of the position.
+    epoch_left: Option<Epoch>,
     last_beat: Option<Instant>,
     /// What clients were last told of the pipeline.
     working: bool,
@@ -139,6 +141,7 @@ impl HubState {
         Self {
             settings,
             position: None,
+            epoch_left: None,
             last_beat: None,
             working: false,
             catalogue: None,
@@ -205,8 +208,10 @@ impl HubState {
             self.begin_at(&beat);
             return;
         };
-        if beat.cut.epoch == position.cut.epoch && beat.cut.version < position.cut.version {
-            // The store was rolled back; the leader will go on above our version, and only that is news.
+        let was_ours = beat.cut.epoch == position.cut.epoch || self.epoch_left.as_ref() == Some(&beat.cut.epoch);
+        if was_ours && beat.cut.version < position.cut.version {
+            // The store was rolled back; the leader will go on above our version, and only that is news. Or the log told
+            // of a new epoch, and this beat has waited since before.
             return;
         }
         self.last_beat = Some(now);
@@ -474,6 +479,7 @@ impl HubState {
         let before = std::mem::replace(&mut position.cut, to.clone());
         position.as_of = to.as_of;
         position.catalogue_id = catalogue_id;
+        self.epoch_left = Some(before.epoch.clone());
         tracing::info!(from = %before.epoch, to = %to.epoch, version = %to.version, "a new epoch begins");
         self.reading_logs = None;
         self.beats_waiting.clear();

@@ -649,3 +649,20 @@ fn versions_that_arrive_while_the_log_is_read_are_taken_after_it() {
     assert!(node.state.reading_logs.is_none(), "everything was here");
     assert_eq!(take(&mut client).last().expect("frames")["rows"], json!([{"id":1,"n":44}]));
 }
+
+#[test]
+fn a_beat_of_an_epoch_that_was_left_by_the_log_does_not_lead_back() {
+    let mut node = Node::new();
+    let _client = node.client_of_both(1);
+    node.beat(EPOCH, 41, 42, &[]);
+    let number = node.state.reading_logs.expect("the log is read");
+    node.beat(EPOCH, 42, 43, &[]);
+    let head = Some(cut_of("next", 60));
+    let read = ["a", "b"].map(|name| (feed(name), LogRead { head: head.clone(), entries: None }));
+    node.state.on_logs(number, Some(read.into_iter().collect()), node.now);
+    node.turn();
+    let epoch = |node: &Node| node.state.position.as_ref().map(|position| position.cut.epoch.clone());
+    assert_eq!(epoch(&node), Some(Epoch::new("next")), "what waited for the log is older");
+    node.beat(EPOCH, 43, 44, &[]);
+    assert_eq!(epoch(&node), Some(Epoch::new("next")), "what waited in the queue is older");
+}
