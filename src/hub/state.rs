@@ -226,6 +226,7 @@ impl HubState {
         if beat.cut.version == position.cut.version {
             position.as_of = position.as_of.max(beat.polled_at);
             position.catalogue_id = Some(beat.catalogue);
+            self.fly_again_between_cuts();
             return;
         }
         if self.reading_logs.is_some() {
@@ -538,6 +539,21 @@ impl HubState {
             let thrown_away = flight.settling.take();
             self.effects.extend(thrown_away.and_then(|settling| settling.lock).map(Effect::Unlock));
             self.grounded.push(number);
+        }
+    }
+
+    /// Rows that stand between two cuts wait for the next; but the leader has just said that there is none. Read again,
+    /// with the catalogue that it named, they are those of the node's version at once.
+    fn fly_again_between_cuts(&mut self) {
+        let pending: Vec<ChannelNumber> = self.pending.iter().copied().collect();
+        for number in pending {
+            let flight = self.channels.get_mut(&number).and_then(Channel::flight);
+            let between = flight.filter(|flight| {
+                flight.settling.as_ref().is_some_and(|settling| matches!(settling.place, Place::Sees(_)))
+            });
+            if let Some(at_least) = between.map(|flight| flight.at_least) {
+                self.fly_again(number, at_least, None);
+            }
         }
     }
 

@@ -666,3 +666,31 @@ fn a_beat_of_an_epoch_that_was_left_by_the_log_does_not_lead_back() {
     node.beat(EPOCH, 43, 44, &[]);
     assert_eq!(epoch(&node), Some(Epoch::new("next")), "what waited in the queue is older");
 }
+
+#[test]
+fn rows_between_two_cuts_are_read_again_when_no_cut_follows() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    node.state.on_push(Push::Lost, node.now);
+    node.turn();
+    let number = node.state.reading_logs.expect("the log is read");
+    let head = Some(cut_of(EPOCH, 45));
+    let read = vec![
+        (feed("a"), LogRead { head: head.clone(), entries: None }),
+        (feed("b"), LogRead { head, entries: Some(vec![]) }),
+    ];
+    node.state.on_logs(number, Some(read), node.now);
+    node.turn();
+    // The log does not say which catalogue 45 had, so the query cannot tell that its rows are those of 45.
+    let flights = node.flights();
+    node.land(&flights[0], Place::Sees("455:455:".parse().expect("a snapshot")), &[(1, 45)]);
+    assert!(take(&mut client).is_empty());
+    // Nobody writes any more: the leader has nothing to say but that 45 is the newest version.
+    node.beat(EPOCH, 45, 45, &[]);
+    let flights = node.flights();
+    assert_eq!(flights.len(), 1, "the rows would wait for a cut that never comes");
+    node.land(&flights[0], Place::At(Version(45)), &[(1, 45)]);
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["delta", "live"]);
+    assert_eq!(frames[0]["rows"], json!([{"id":1,"n":45}]));
+}
