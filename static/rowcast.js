@@ -410,8 +410,9 @@ class Connection {
   #moved(epoch, version, asOf) {
     const { position } = this;
     this.#stepTouched = true;
-    // Behind one address there may be another database after a reconnect, and its versions are its own.
-    if (position && position.version > version && !this.#unplaced) return;
+    // Behind one address there may be another database, after a reconnect or a restored backup, and its versions are its
+    // own.
+    if (position && position.epoch === epoch && position.version > version && !this.#unplaced) return;
     this.#unplaced = false;
     const known = position?.version === version ? position.asOf : null;
     this.position = { epoch, version, asOf: asOf ?? known };

@@ -488,8 +488,14 @@ impl HubState {
             feed.arrived = feed.arrived.split_off(&Version(to.version.0 + 1));
             feed.forget_kept();
         }
+        let began_below = to.version <= before.version;
         let numbers: Vec<ChannelNumber> = self.channels.keys().copied().collect();
         for number in numbers {
+            // Versions that began again below, as after a backup was restored and the store emptied, do not say what
+            // changed since: the rows that land are others altogether.
+            if let Some(channel) = self.channels.get_mut(&number).filter(|_| began_below) {
+                channel.schema_id = "".into();
+            }
             self.resync(number, &before, to.version, "a new epoch");
         }
         self.due.append(&mut self.ahead);

@@ -501,3 +501,13 @@ test("close ends everything: no timer is left", async (t) => {
   assert.equal(connection.subscribe("orders").state, "ended");
   assert.equal(clock.waiting, 0);
 });
+
+test("a database whose versions began again below is followed from there", (t) => {
+  const { socket, connection, subscriptions: [orders] } = opened(t);
+  socket.say(subscribed(1, 7), snapshot(7, 40, [open(1)]), live(40));
+  socket.say({ op: "step", version: 20 }, subscribed(1, 7, { epoch: "e2", version: 20 }), snapshot(7, 20, [open(2)]));
+  socket.say(live(20, { epoch: "e2" }), delta(7, 20, 21, [open(3)]));
+  assert.deepEqual(orders.rows, [open(2), open(3)]);
+  assert.deepEqual(orders.position, { epoch: "e2", version: 21 });
+  assert.deepEqual(connection.position, { epoch: "e2", version: 21, asOf: 5021 });
+});

@@ -268,7 +268,8 @@ fn begin_fresh(
         Standing::New { resume: Some(resume), .. } => resume.version,
         _ => subscription.told,
     };
-    let (version, pages) = channel.snapshot(form, position.cut.version, known);
+    // What is higher than the node's version is of another line of versions.
+    let (version, pages) = channel.snapshot(form, position.cut.version, known.min(position.cut.version));
     batch.say(protocol::subscribed(first, form, &position.cut.epoch, version, Beginning::Fresh));
     batch.move_by(pages);
     metrics::subscribed(Beginning::Fresh);

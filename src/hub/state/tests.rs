@@ -694,3 +694,26 @@ fn rows_between_two_cuts_are_read_again_when_no_cut_follows() {
     assert_eq!(ops(&frames), ["delta", "live"]);
     assert_eq!(frames[0]["rows"], json!([{"id":1,"n":45}]));
 }
+
+#[test]
+fn an_epoch_whose_versions_began_again_below_is_told_with_snapshots() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    // Postgres was restored from a backup and the store emptied: the sequence of versions went back with them.
+    node.beat("restored", 0, 20, &[]);
+    for flight in node.flights() {
+        let fresh = Fresh {
+            rows: Rows::at(Version(20), [row(2, 200)]),
+            place: Place::At(Version(20)),
+            schema: Arc::new(schema()),
+            epoch: Epoch::new("restored"),
+            lock: None,
+        };
+        node.state.on_landed(flight.0, flight.1, Ok(fresh), node.now);
+        node.turn();
+    }
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["step", "subscribed", "snapshot", "subscribed", "snapshot", "live"]);
+    assert_eq!((&frames[1]["epoch"], &frames[1]["version"]), (&json!("restored"), &json!(20)));
+    assert_eq!(frames[2]["rows"], json!([{"id":2,"n":200}]));
+}
