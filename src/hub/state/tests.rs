@@ -717,3 +717,30 @@ fn an_epoch_whose_versions_began_again_below_is_told_with_snapshots() {
     assert_eq!((&frames[1]["epoch"], &frames[1]["version"]), (&json!("restored"), &json!(20)));
     assert_eq!(frames[2]["rows"], json!([{"id":2,"n":200}]));
 }
+
+#[test]
+fn a_client_of_a_database_that_is_no_more_gets_a_snapshot_instead_of_waiting_for_its_version() {
+    let mut node = Node::new();
+    let _client = node.client_of_both(1);
+    let tag = node.state.channels.values().next().and_then(|channel| channel.form.clone()).expect("live").tag;
+    let mut client = node.attach(2);
+    let resume = Resume { tag, epoch: Epoch::new("before"), version: Version(5000) };
+    let subscribe = Subscribe {
+        session: SessionId(2),
+        id: 1,
+        request: ChannelRequest::parse("a"),
+        identity: Identity::Anonymous,
+        resume: Some(resume),
+    };
+    node.state.on_command(Command::Subscribe(Box::new(subscribe)), node.now);
+    node.turn();
+    assert!(take(&mut client).is_empty(), "this node may be the one that has not heard of the newest epoch");
+    for _ in 0..5 {
+        node.beat(EPOCH, 40, 40, &[]);
+        node.later(Duration::from_secs(1));
+    }
+    let frames = take(&mut client);
+    let begun: Vec<&Value> = frames.iter().filter(|frame| frame["op"] != "live").collect();
+    assert_eq!(begun.iter().map(|frame| &frame["op"]).collect::<Vec<_>>(), ["subscribed", "snapshot"]);
+    assert_eq!((&begun[0]["epoch"], &begun[0]["version"]), (&json!(EPOCH), &json!(40)));
+}
