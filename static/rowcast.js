@@ -319,6 +319,11 @@ class Connection {
       }
       const left = shared.channel;
       shared.channel = channel;
+      // Other texts of this channel go on with the same rows: what the resume brings is theirs, before they hear so.
+      for (const user of frame.resumed && left ? this.#usersOf(left) : []) {
+        user.channel = channel;
+        this.#touched.add(user);
+      }
       if (left && left !== before && this.#channels.get(left.number) === left && this.#usersOf(left).length === 0) {
         this.#channels.delete(left.number);
       }
