@@ -780,3 +780,18 @@ fn a_filter_follows_the_type_of_its_column_and_ends_with_the_column() {
     let frames = take(&mut client);
     assert_eq!((ops(&frames), &frames[0]["code"]), (vec!["error"], &json!("bad_query")));
 }
+
+#[test]
+fn channels_that_come_and_go_while_there_is_no_leader_leave_nothing_behind() {
+    let mut node = Node::new();
+    node.state.position = None;
+    let (outbox, _client) = inbox(SessionId(1), node.commands.clone());
+    node.state.on_command(Command::Attach { session: SessionId(1), outbox }, node.now);
+    for id in 1..=5 {
+        node.subscribe(1, id, "a", None);
+        node.later(Duration::from_secs(11));
+        assert!(node.state.channels.is_empty(), "it is refused in time");
+    }
+    node.later(Duration::from_secs(1));
+    assert!(node.state.grounded.is_empty());
+}
