@@ -329,6 +329,10 @@ impl Snapshots {
             .get(&order.spec.feed.name)
             .filter(|publication| publication.feed == order.spec.feed && publication.relation == *relation)
             .ok_or_else(|| OpenError::Again("the publication has changed".to_owned()))?;
+        // The filters' values were cast to the columns that the hub knew; it looks again before this is asked again.
+        if publication.schema_id != order.publication.schema_id && !order.spec.query.equals.is_empty() {
+            return Err(OpenError::Again("the columns have changed".to_owned()));
+        }
         let at_version = order.at.epoch == epoch
             && order.catalogue_id.as_deref() == Some(&*described.id())
             && self.stands_at(connection, publication, &order.at.snapshot).await?;

@@ -731,6 +731,9 @@ impl HubState {
         self.give_up_waiting(now);
         self.keep_checkpoints(now);
         self.let_idle_channels_go(now);
+        // Without a leader none of them starts, and those that were given up would pile up.
+        let channels = &self.channels;
+        self.grounded.retain(|number| channels.contains_key(number));
         self.beat_clients(now);
         let late: Vec<SessionId> = std::mem::take(&mut self.ahead);
         self.due.extend(late);

@@ -434,8 +434,8 @@ impl HubState {
             return;
         };
         self.catalogue_id = Some(catalogue.id());
-        self.catalogue = Some(catalogue.clone());
-        self.follow_catalogue(&catalogue, now);
+        let before = self.catalogue.replace(catalogue.clone());
+        self.follow_catalogue(before.as_deref(), &catalogue, now);
         let read = self.catalogue_readings;
         self.retry_parked(now, |parked| match parked.waits_for {
             WaitsFor::Catalogue { reading } => reading <= read,
@@ -446,9 +446,9 @@ impl HubState {
         }
     }
 
-    /// Channels of generations that are gone: their subscribers move to the channel that the same request means now, or
-    /// are refused.
-    fn follow_catalogue(&mut self, catalogue: &Catalogue, now: Instant) {
+    /// Channels of generations that are gone, and those that filter by a column whose type changed, since their values
+    /// were cast to the old one: their subscribers move to the channel that the same request means now, or are refused.
+    fn follow_catalogue(&mut self, before: Option<&Catalogue>, catalogue: &Catalogue, now: Instant) {
         let gone: Vec<ChannelNumber> = self
             .channels
             .values()
@@ -457,6 +457,9 @@ impl HubState {
                     .publications
                     .get(&channel.feed().name)
                     .is_none_or(|publication| publication.feed != *channel.feed())
+                    || before.is_some_and(|before| {
+                        filter_types(&channel.spec, before) != filter_types(&channel.spec, catalogue)
+                    })
             })
             .map(|channel| channel.number)
             .collect();
@@ -489,6 +492,14 @@ impl HubState {
             }
         }
     }
+}
+
+/// The types of the columns that a channel filters by; `None` for one that is not there.
+fn filter_types<'a>(spec: &ChannelSpec, catalogue: &'a Catalogue) -> Vec<Option<&'a str>> {
+    let publication = catalogue.publications.get(&spec.feed.name);
+    let columns = publication.map(|publication| publication.schema.columns.as_slice()).unwrap_or_default();
+    let type_of = |name: &str| columns.iter().find(|column| &*column.name == name).map(|column| &*column.type_name);
+    spec.query.equals.iter().map(|filter| type_of(&filter.column)).collect()
 }
 
 /// Does something with a client, if it is still there.

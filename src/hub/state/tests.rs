@@ -744,3 +744,54 @@ fn a_client_of_a_database_that_is_no_more_gets_a_snapshot_instead_of_waiting_for
     assert_eq!(begun.iter().map(|frame| &frame["op"]).collect::<Vec<_>>(), ["subscribed", "snapshot"]);
     assert_eq!((&begun[0]["epoch"], &begun[0]["version"]), (&json!(EPOCH), &json!(40)));
 }
+
+#[test]
+fn a_filter_follows_the_type_of_its_column_and_ends_with_the_column() {
+    let mut node = Node::new();
+    let mut client = node.attach(1);
+    node.subscribe(1, 1, "a?n=eq.7", None);
+    node.state.on_cast(vec![(("int4".into(), "7".into()), Ok("7".into()))], node.now);
+    node.turn();
+    let flights = node.flights();
+    node.land(&flights[0], Place::At(Version(40)), &[(1, 7)]);
+    assert_eq!(ops(&take(&mut client)), ["subscribed", "snapshot"]);
+    node.written(1);
+
+    let altered = |columns: &[(&str, &str)]| {
+        let columns =
+            columns.iter().map(|&(name, type_name)| Column { name: name.into(), type_name: type_name.into() });
+        let schema = Schema { columns: columns.collect(), key: vec![0] };
+        let mut publication = publication("a");
+        publication.schema_id = schema.id().into();
+        publication.schema = Arc::new(schema);
+        Arc::new(Catalogue { publications: [("a".into(), Arc::new(publication))].into_iter().collect() })
+    };
+    // Values of an int8 are texts on the wire: what the filter compares with is another text.
+    node.state.on_catalogue(Some(altered(&[("id", "int4"), ("n", "int8")])), node.now);
+    node.state.on_cast(vec![(("int8".into(), "7".into()), Ok("\"7\"".into()))], node.now);
+    node.turn();
+    let flights = node.flights();
+    assert_eq!(flights.len(), 1, "it is another channel");
+    let spec = &node.state.channels[&flights[0].0].spec;
+    assert_eq!(&*spec.query.equals[0].value, "\"7\"");
+
+    node.state.on_catalogue(Some(altered(&[("id", "int4")])), node.now);
+    node.turn();
+    let frames = take(&mut client);
+    assert_eq!((ops(&frames), &frames[0]["code"]), (vec!["error"], &json!("bad_query")));
+}
+
+#[test]
+fn channels_that_come_and_go_while_there_is_no_leader_leave_nothing_behind() {
+    let mut node = Node::new();
+    node.state.position = None;
+    let (outbox, _client) = inbox(SessionId(1), node.commands.clone());
+    node.state.on_command(Command::Attach { session: SessionId(1), outbox }, node.now);
+    for id in 1..=5 {
+        node.subscribe(1, id, "a", None);
+        node.later(Duration::from_secs(11));
+        assert!(node.state.channels.is_empty(), "it is refused in time");
+    }
+    node.later(Duration::from_secs(1));
+    assert!(node.state.grounded.is_empty());
+}
