@@ -36,6 +36,10 @@ const BEAT_LATE: Duration = Duration::from_secs(3);
 /// While beats name another catalogue than ours, it is read again no more often than this.
 const CATALOGUE_PAUSE: Duration = Duration::from_millis(200);
 
+/// Entries of a feed that may wait for their beat, while the log cannot be read; with more they are forgotten, as the log
+/// has them.
+const ARRIVED_MAX: usize = 4_096;
+
 /// A flight that failed is tried again after this.
 const FLIGHT_RETRY: Duration = Duration::from_millis(200);
 
@@ -194,6 +198,9 @@ impl HubState {
                 if let Some(feed) = self.feeds.get_mut(&feed)
                     && above
                 {
+                    if feed.arrived.len() >= ARRIVED_MAX {
+                        feed.arrived.clear();
+                    }
                     feed.arrived.insert(entry.version, entry);
                 }
             }
