@@ -319,6 +319,11 @@ class Connection {
       }
       const left = shared.channel;
       shared.channel = channel;
+      // Other texts of this channel go on with the same rows: what the resume brings is theirs, before they hear so.
+      for (const user of frame.resumed && left ? this.#usersOf(left) : []) {
+        user.channel = channel;
+        this.#touched.add(user);
+      }
       if (left && left !== before && this.#channels.get(left.number) === left && this.#usersOf(left).length === 0) {
         this.#channels.delete(left.number);
       }
@@ -410,8 +415,9 @@ class Connection {
   #moved(epoch, version, asOf) {
     const { position } = this;
     this.#stepTouched = true;
-    // Behind one address there may be another database after a reconnect, and its versions are its own.
-    if (position && position.version > version && !this.#unplaced) return;
+    // Behind one address there may be another database, after a reconnect or a restored backup, and its versions are its
+    // own.
+    if (position && position.epoch === epoch && position.version > version && !this.#unplaced) return;
     this.#unplaced = false;
     const known = position?.version === version ? position.asOf : null;
     this.position = { epoch, version, asOf: asOf ?? known };

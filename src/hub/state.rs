@@ -7,7 +7,7 @@
 //! This file moves the node from version to version; `subscribe` answers commands and follows the catalogue; `deliver`
 //! brings clients up to date.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use crate::query::{ChannelSpec, Literal, Membership};
 use crate::rows::{Changes, Rows};
 use crate::snapshots::{Fresh, HeldLock, OpenError, OpenOrder, Place};
 use crate::store::{Beat, Entry, LogRead, Push};
-use crate::version::{Cut, Version};
+use crate::version::{Cut, Epoch, Version};
 
 mod deliver;
 mod subscribe;
@@ -38,6 +38,9 @@ const CATALOGUE_PAUSE: Duration = Duration::from_millis(200);
 
 /// A flight that failed is tried again after this.
 const FLIGHT_RETRY: Duration = Duration::from_millis(200);
+
+/// Beats that wait for a reading of the log at most: what the store's queue holds too.
+const BEATS_WAITING_MAX: usize = 4096;
 
 /// What has to be waited for.
 #[derive(Debug)]
@@ -92,6 +95,8 @@ struct Step {
 pub(super) struct HubState {
     settings: HubSettings,
     position: Option<Position>,
+    /// The epoch before that of the position.
+    epoch_left: Option<Epoch>,
     last_beat: Option<Instant>,
     /// What clients were last told of the pipeline.
     working: bool,
@@ -125,8 +130,8 @@ pub(super) struct HubState {
     /// The number of the log reading in the air.
     reading_logs: Option<u64>,
     readings_begun: u64,
-    /// The newest beat that waits for it.
-    beat_waiting: Option<Beat>,
+    /// Beats that wait for it, ascending.
+    beats_waiting: VecDeque<Beat>,
     last_heartbeat: Instant,
     effects: Vec<Effect>,
 }
@@ -136,6 +141,7 @@ impl HubState {
         Self {
             settings,
             position: None,
+            epoch_left: None,
             last_beat: None,
             working: false,
             catalogue: None,
@@ -159,7 +165,7 @@ impl HubState {
             ahead: Vec::new(),
             reading_logs: None,
             readings_begun: 0,
-            beat_waiting: None,
+            beats_waiting: VecDeque::new(),
             last_heartbeat: now,
             effects: Vec::new(),
         }
@@ -202,8 +208,10 @@ impl HubState {
             self.begin_at(&beat);
             return;
         };
-        if beat.cut.epoch == position.cut.epoch && beat.cut.version < position.cut.version {
-            // The store was rolled back; the leader will go on above our version, and only that is news.
+        let was_ours = beat.cut.epoch == position.cut.epoch || self.epoch_left.as_ref() == Some(&beat.cut.epoch);
+        if was_ours && beat.cut.version < position.cut.version {
+            // The store was rolled back; the leader will go on above our version, and only that is news. Or the log told
+            // of a new epoch, and this beat has waited since before.
             return;
         }
         self.last_beat = Some(now);
@@ -218,10 +226,15 @@ impl HubState {
         if beat.cut.version == position.cut.version {
             position.as_of = position.as_of.max(beat.polled_at);
             position.catalogue_id = Some(beat.catalogue);
+            self.fly_again_between_cuts();
             return;
         }
         if self.reading_logs.is_some() {
-            self.beat_waiting = Some(beat);
+            // Without the oldest the others do not join what was read; then a beat after them has the log read again.
+            if self.beats_waiting.len() >= BEATS_WAITING_MAX {
+                self.beats_waiting.pop_front();
+            }
+            self.beats_waiting.push_back(beat);
             return;
         }
         match self.step_of(&beat) {
@@ -233,7 +246,7 @@ impl HubState {
                 }
             }
             None => {
-                self.beat_waiting = Some(beat);
+                self.beats_waiting.push_back(beat);
                 self.read_logs();
             }
         }
@@ -251,7 +264,8 @@ impl HubState {
     /// The step to a beat's version, if everything that it needs has been pushed.
     fn step_of(&mut self, beat: &Beat) -> Option<Step> {
         let position = self.position.as_ref()?;
-        if beat.base > position.cut.version {
+        // Where nothing is held nothing can be missing, and there is no log that would tell.
+        if beat.base > position.cut.version && !self.feeds.is_empty() {
             return None;
         }
         let mut entries = HashMap::new();
@@ -287,10 +301,11 @@ impl HubState {
             return;
         }
         self.reading_logs = None;
-        let waiting = self.beat_waiting.take();
+        let waiting = std::mem::take(&mut self.beats_waiting);
         let Some(read) = read else { return };
         self.take_logs(read);
-        if let (Some(beat), Some(position)) = (waiting, &self.position) {
+        for beat in waiting {
+            let Some(position) = &self.position else { return };
             // A beat above what the log has is of a store that was rolled back since: the next beat tells.
             if beat.cut.version <= position.cut.version || self.step_of(&beat).is_some() {
                 self.on_beat(beat, now);
@@ -465,15 +480,22 @@ impl HubState {
         let before = std::mem::replace(&mut position.cut, to.clone());
         position.as_of = to.as_of;
         position.catalogue_id = catalogue_id;
+        self.epoch_left = Some(before.epoch.clone());
         tracing::info!(from = %before.epoch, to = %to.epoch, version = %to.version, "a new epoch begins");
         self.reading_logs = None;
-        self.beat_waiting = None;
+        self.beats_waiting.clear();
         for feed in self.feeds.values_mut() {
             feed.arrived = feed.arrived.split_off(&Version(to.version.0 + 1));
             feed.forget_kept();
         }
+        let began_below = to.version <= before.version;
         let numbers: Vec<ChannelNumber> = self.channels.keys().copied().collect();
         for number in numbers {
+            // Versions that began again below, as after a backup was restored and the store emptied, do not say what
+            // changed since: the rows that land are others altogether.
+            if let Some(channel) = self.channels.get_mut(&number).filter(|_| began_below) {
+                channel.schema_id = "".into();
+            }
             self.resync(number, &before, to.version, "a new epoch");
         }
         self.due.append(&mut self.ahead);
@@ -523,6 +545,21 @@ impl HubState {
             let thrown_away = flight.settling.take();
             self.effects.extend(thrown_away.and_then(|settling| settling.lock).map(Effect::Unlock));
             self.grounded.push(number);
+        }
+    }
+
+    /// Rows that stand between two cuts wait for the next; but the leader has just said that there is none. Read again,
+    /// with the catalogue that it named, they are those of the node's version at once.
+    fn fly_again_between_cuts(&mut self) {
+        let pending: Vec<ChannelNumber> = self.pending.iter().copied().collect();
+        for number in pending {
+            let flight = self.channels.get_mut(&number).and_then(Channel::flight);
+            let between = flight.filter(|flight| {
+                flight.settling.as_ref().is_some_and(|settling| matches!(settling.place, Place::Sees(_)))
+            });
+            if let Some(at_least) = between.map(|flight| flight.at_least) {
+                self.fly_again(number, at_least, None);
+            }
         }
     }
 

@@ -501,3 +501,29 @@ test("close ends everything: no timer is left", async (t) => {
   assert.equal(connection.subscribe("orders").state, "ended");
   assert.equal(clock.waiting, 0);
 });
+
+test("a database whose versions began again below is followed from there", (t) => {
+  const { socket, connection, subscriptions: [orders] } = opened(t);
+  socket.say(subscribed(1, 7), snapshot(7, 40, [open(1)]), live(40));
+  socket.say({ op: "step", version: 20 }, subscribed(1, 7, { epoch: "e2", version: 20 }), snapshot(7, 20, [open(2)]));
+  socket.say(live(20, { epoch: "e2" }), delta(7, 20, 21, [open(3)]));
+  assert.deepEqual(orders.rows, [open(2), open(3)]);
+  assert.deepEqual(orders.position, { epoch: "e2", version: 21 });
+  assert.deepEqual(connection.position, { epoch: "e2", version: 21, asOf: 5021 });
+});
+
+test("two texts of one channel are both told what a resume brings", (t) => {
+  const { WebSocket, clock, socket, subscriptions: [one, other] } = opened(t, ["orders", "orders?"]);
+  socket.say(subscribed(1, 7), snapshot(7, 10, [open(1)]), subscribed(2, 7, { shared: true }), live(10));
+  socket.end(1012);
+  return clock.pass(1_000).then(() => {
+    const calls = listening(other);
+    WebSocket.last.accept();
+    const again = { resumed: true, version: 10 };
+    WebSocket.last.say(subscribed(3, 9, { ...again, tag: "t7" }), delta(9, 10, 12, [open(2)]));
+    WebSocket.last.say(subscribed(4, 9, { tag: "t7", version: 12, shared: true }), live(12));
+    assert.deepEqual(one.rows, [open(1), open(2)]);
+    assert.deepEqual(other.rows, [open(1), open(2)]);
+    assert.deepEqual(calls.flatMap((call) => call.rows), [2], "a listener that applies changes has the new row");
+  });
+});

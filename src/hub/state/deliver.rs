@@ -120,6 +120,7 @@ impl HubState {
             return;
         }
         let Some(position) = &self.position else { return };
+        let hears_beats = self.last_beat.is_some_and(|at| now.duration_since(at) < BEAT_LATE);
         let waits_for_resync = client.subscriptions.iter().any(|(number, subscription)| {
             !matches!(subscription.standing, Standing::New { .. })
                 && self.channels.get(number).is_some_and(|channel| !channel.is_live())
@@ -139,7 +140,11 @@ impl HubState {
             match (&subscription.standing, &pace) {
                 (Standing::New { resume, since }, _) => {
                     let waited = now.duration_since(*since);
-                    match can_begin(resume.as_ref(), position, waited, self.settings.open_timeout) {
+                    // By then a node that hears beats would have heard of an epoch that is newer than its own: the
+                    // client's is one that ended, of a database that was replaced or set back, and nobody reaches it.
+                    let ended = hears_beats && waited >= BEAT_LATE;
+                    let resume = resume.as_ref().filter(|resume| !ended || resume.epoch == position.cut.epoch);
+                    match can_begin(resume, position, waited, self.settings.open_timeout) {
                         Answer::Now => begin(&mut batch, channel, &form, subscription, position),
                         Answer::Later => ahead = true,
                         Answer::Refuse(refusal) => {
@@ -268,7 +273,8 @@ fn begin_fresh(
         Standing::New { resume: Some(resume), .. } => resume.version,
         _ => subscription.told,
     };
-    let (version, pages) = channel.snapshot(form, position.cut.version, known);
+    // What is higher than the node's version is of another line of versions.
+    let (version, pages) = channel.snapshot(form, position.cut.version, known.min(position.cut.version));
     batch.say(protocol::subscribed(first, form, &position.cut.epoch, version, Beginning::Fresh));
     batch.move_by(pages);
     metrics::subscribed(Beginning::Fresh);

@@ -624,3 +624,123 @@ fn heartbeats_tell_the_truth_about_the_pipeline() {
     node.later(Duration::from_millis(250));
     assert_eq!(take(&mut client)[0]["state"], json!("live"));
 }
+
+#[test]
+fn a_node_that_nobody_asks_anything_follows_beats_also_after_it_missed_some() {
+    let mut node = Node::new();
+    node.beat(EPOCH, 45, 46, &["a"]);
+    assert_eq!(node.state.position.as_ref().expect("a position").cut.version, Version(46));
+    assert!(node.state.reading_logs.is_none(), "there is no log to read");
+}
+
+#[test]
+fn versions_that_arrive_while_the_log_is_read_are_taken_after_it() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    node.beat(EPOCH, 41, 42, &[]);
+    let number = node.state.reading_logs.expect("the log is read");
+    node.version(43, &[("a", &[(1, Some(43))])]);
+    node.version(44, &[("a", &[(1, Some(44))])]);
+    let head = Some(cut_of(EPOCH, 42));
+    let read = ["a", "b"].map(|name| (feed(name), LogRead { head: head.clone(), entries: Some(vec![]) }));
+    node.state.on_logs(number, Some(read.into_iter().collect()), node.now);
+    node.turn();
+    assert_eq!(node.state.position.as_ref().expect("a position").cut.version, Version(44));
+    assert!(node.state.reading_logs.is_none(), "everything was here");
+    assert_eq!(take(&mut client).last().expect("frames")["rows"], json!([{"id":1,"n":44}]));
+}
+
+#[test]
+fn a_beat_of_an_epoch_that_was_left_by_the_log_does_not_lead_back() {
+    let mut node = Node::new();
+    let _client = node.client_of_both(1);
+    node.beat(EPOCH, 41, 42, &[]);
+    let number = node.state.reading_logs.expect("the log is read");
+    node.beat(EPOCH, 42, 43, &[]);
+    let head = Some(cut_of("next", 60));
+    let read = ["a", "b"].map(|name| (feed(name), LogRead { head: head.clone(), entries: None }));
+    node.state.on_logs(number, Some(read.into_iter().collect()), node.now);
+    node.turn();
+    let epoch = |node: &Node| node.state.position.as_ref().map(|position| position.cut.epoch.clone());
+    assert_eq!(epoch(&node), Some(Epoch::new("next")), "what waited for the log is older");
+    node.beat(EPOCH, 43, 44, &[]);
+    assert_eq!(epoch(&node), Some(Epoch::new("next")), "what waited in the queue is older");
+}
+
+#[test]
+fn rows_between_two_cuts_are_read_again_when_no_cut_follows() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    node.state.on_push(Push::Lost, node.now);
+    node.turn();
+    let number = node.state.reading_logs.expect("the log is read");
+    let head = Some(cut_of(EPOCH, 45));
+    let read = vec![
+        (feed("a"), LogRead { head: head.clone(), entries: None }),
+        (feed("b"), LogRead { head, entries: Some(vec![]) }),
+    ];
+    node.state.on_logs(number, Some(read), node.now);
+    node.turn();
+    // The log does not say which catalogue 45 had, so the query cannot tell that its rows are those of 45.
+    let flights = node.flights();
+    node.land(&flights[0], Place::Sees("455:455:".parse().expect("a snapshot")), &[(1, 45)]);
+    assert!(take(&mut client).is_empty());
+    // Nobody writes any more: the leader has nothing to say but that 45 is the newest version.
+    node.beat(EPOCH, 45, 45, &[]);
+    let flights = node.flights();
+    assert_eq!(flights.len(), 1, "the rows would wait for a cut that never comes");
+    node.land(&flights[0], Place::At(Version(45)), &[(1, 45)]);
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["delta", "live"]);
+    assert_eq!(frames[0]["rows"], json!([{"id":1,"n":45}]));
+}
+
+#[test]
+fn an_epoch_whose_versions_began_again_below_is_told_with_snapshots() {
+    let mut node = Node::new();
+    let mut client = node.client_of_both(1);
+    // Postgres was restored from a backup and the store emptied: the sequence of versions went back with them.
+    node.beat("restored", 0, 20, &[]);
+    for flight in node.flights() {
+        let fresh = Fresh {
+            rows: Rows::at(Version(20), [row(2, 200)]),
+            place: Place::At(Version(20)),
+            schema: Arc::new(schema()),
+            epoch: Epoch::new("restored"),
+            lock: None,
+        };
+        node.state.on_landed(flight.0, flight.1, Ok(fresh), node.now);
+        node.turn();
+    }
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["step", "subscribed", "snapshot", "subscribed", "snapshot", "live"]);
+    assert_eq!((&frames[1]["epoch"], &frames[1]["version"]), (&json!("restored"), &json!(20)));
+    assert_eq!(frames[2]["rows"], json!([{"id":2,"n":200}]));
+}
+
+#[test]
+fn a_client_of_a_database_that_is_no_more_gets_a_snapshot_instead_of_waiting_for_its_version() {
+    let mut node = Node::new();
+    let _client = node.client_of_both(1);
+    let tag = node.state.channels.values().next().and_then(|channel| channel.form.clone()).expect("live").tag;
+    let mut client = node.attach(2);
+    let resume = Resume { tag, epoch: Epoch::new("before"), version: Version(5000) };
+    let subscribe = Subscribe {
+        session: SessionId(2),
+        id: 1,
+        request: ChannelRequest::parse("a"),
+        identity: Identity::Anonymous,
+        resume: Some(resume),
+    };
+    node.state.on_command(Command::Subscribe(Box::new(subscribe)), node.now);
+    node.turn();
+    assert!(take(&mut client).is_empty(), "this node may be the one that has not heard of the newest epoch");
+    for _ in 0..5 {
+        node.beat(EPOCH, 40, 40, &[]);
+        node.later(Duration::from_secs(1));
+    }
+    let frames = take(&mut client);
+    let begun: Vec<&Value> = frames.iter().filter(|frame| frame["op"] != "live").collect();
+    assert_eq!(begun.iter().map(|frame| &frame["op"]).collect::<Vec<_>>(), ["subscribed", "snapshot"]);
+    assert_eq!((&begun[0]["epoch"], &begun[0]["version"]), (&json!(EPOCH), &json!(40)));
+}

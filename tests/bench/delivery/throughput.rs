@@ -92,7 +92,7 @@ fn print_row(flush: &str, clients: u32, table: &str, results: &BTreeMap<&str, Ve
     );
 }
 
-/// One run of `pgbench`. A published table has a dashboard, which holds exactly the table's rows soon after the end.
+/// One run of `pgbench`. A published table has a dashboard, which shows every update soon after the end.
 async fn one(
     stage: &Stage,
     connection: &mut PgConnection,
@@ -201,7 +201,7 @@ impl Dashboard {
         }
     }
 
-    /// Ends with exactly the table's rows: one that was fast because it missed something would be no achievement.
+    /// Ends with every update counted: one that was fast because it missed something would be no achievement.
     async fn converge(&mut self, connection: &mut PgConnection, table: &str) -> anyhow::Result<()> {
         let sum: i64 = sqlx::query_scalar(AssertSqlSafe(format!("select sum(qty)::int8 from {table}")))
             .fetch_one(connection)
