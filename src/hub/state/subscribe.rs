@@ -411,12 +411,38 @@ impl HubState {
                 let _ = reply.send(Err(refusal.clone()));
             }
         }
+        self.give_up_behind_resyncs(now);
         for parked in std::mem::take(&mut self.parked) {
             if now.duration_since(parked.since) < timeout {
                 self.parked.push(parked);
                 continue;
             }
             self.refuse(parked.for_whom, refusal.clone());
+        }
+    }
+
+    /// A client with a channel under resync stands still, and what it asks for meanwhile waits for that one: not for ever.
+    fn give_up_behind_resyncs(&mut self, now: Instant) {
+        let refusal = Refusal::unavailable("another channel of this connection is being read again");
+        let mut late: Vec<(SessionId, ChannelNumber)> = Vec::new();
+        for (&session, client) in self.clients.iter().filter(|(_, client)| !client.is_live()) {
+            let held_up = client.subscriptions.iter().any(|(number, subscription)| {
+                !matches!(subscription.standing, Standing::New { .. }) && self.pending.contains(number)
+            });
+            if held_up {
+                late.extend(client.subscriptions.iter().filter_map(|(&number, subscription)| {
+                    let Standing::New { since, .. } = &subscription.standing else { return None };
+                    (now.duration_since(*since) >= self.settings.open_timeout).then_some((session, number))
+                }));
+            }
+        }
+        for (session, number) in late {
+            let removed =
+                client_of(&mut self.clients, session, |client| client.subscriptions.remove(&number)).flatten();
+            self.leave(number, session, now);
+            for id in removed.map(|subscription| subscription.ids).unwrap_or_default() {
+                self.refuse_id(session, id, &refusal);
+            }
         }
     }
 

@@ -308,6 +308,27 @@ fn a_client_with_a_channel_under_resync_stands_still_and_then_moves_in_one_step(
 }
 
 #[test]
+fn a_subscription_behind_a_resync_is_not_left_waiting_for_ever() {
+    let mut node = Node::new();
+    let mut client = node.attach(1);
+    node.subscribe(1, 1, "a", None);
+    let flights = node.flights();
+    node.land(&flights[0], Place::At(Version(40)), &[(1, 100)]);
+    take(&mut client);
+    node.written(1);
+    node.marker(41, "a");
+    node.flights();
+    node.subscribe(1, 2, "b", None);
+    let flights = node.flights();
+    node.land(&flights[0], Place::At(Version(41)), &[(1, 100)]);
+    assert!(take(&mut client).is_empty(), "all its channels wait for the one that is read again");
+    node.later(Duration::from_secs(11));
+    let frames = take(&mut client);
+    let error = frames.iter().find(|frame| frame["op"] == "error").expect("an error");
+    assert_eq!((&error["id"], &error["code"], &error["retry"]), (&json!(2), &json!("unavailable"), &json!(true)));
+}
+
+#[test]
 fn rows_that_do_not_contain_the_marker_are_read_again() {
     let mut node = Node::new();
     let mut client = node.client_of_both(1);
