@@ -150,10 +150,6 @@ impl Rows {
         self.tombstones.iter()
     }
 
-    pub fn get(&self, key: &str) -> Option<&Held> {
-        self.held.get(key)
-    }
-
     /// Moves to `version` by the states of its keys. `base` is the head that the version continued, or
     /// where these rows stand if that is higher: whoever is strictly between the two is on a version that was lost.
     ///

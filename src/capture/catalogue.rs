@@ -103,7 +103,8 @@ pub async fn begin(
             Ok(Moment {
                 snapshot: row.try_get::<String, _>("snapshot")?.parse()?,
                 epoch: row.try_get::<Option<String>, _>("identity")?.as_deref().map(Epoch::of_identity),
-                stamp: row.try_get("stamp").unwrap_or_default(),
+                // Null where nothing is published.
+                stamp: row.try_get::<Option<String>, _>("stamp")?.unwrap_or_default(),
                 now_ms: row.try_get("now_ms")?,
             })
         }

@@ -181,6 +181,13 @@ pub(super) struct Flight {
     pub(super) settling: Option<Settling>,
 }
 
+impl Flight {
+    /// A flight that has not begun.
+    pub(super) fn new(number: u64, at_least: Version) -> Self {
+        Self { number, asked_at: None, not_before: None, at_least, settling: None }
+    }
+}
+
 /// Who waits to read a channel once, and since when.
 pub(super) type Reader = (Instant, oneshot::Sender<Result<RowsRead, Refusal>>);
 

@@ -525,13 +525,7 @@ impl HubState {
                 }
             }
             self.flights_begun += 1;
-            let flight = Flight {
-                number: self.flights_begun,
-                asked_at: None,
-                not_before: None,
-                at_least: marker,
-                settling: None,
-            };
+            let flight = Flight::new(self.flights_begun, marker);
             channel.phase = Phase::Resync { frozen_at: before.version, flight };
             self.pending.insert(number);
             self.grounded.push(number);

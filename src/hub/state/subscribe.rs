@@ -281,13 +281,7 @@ impl HubState {
         self.channels_begun += 1;
         self.flights_begun += 1;
         let number = ChannelNumber(self.channels_begun);
-        let flight = Flight {
-            number: self.flights_begun,
-            asked_at: None,
-            not_before: None,
-            at_least: Version(0),
-            settling: None,
-        };
+        let flight = Flight::new(self.flights_begun, Version(0));
         if !self.feeds.contains_key(&spec.feed) {
             self.effects.push(Effect::Feed(spec.feed.clone()));
         }
