@@ -125,9 +125,9 @@ declare
     xid xid8;
 %1$sbegin
     begin
-        if tg_op = 'INSERT' then
-%2$s        elsif tg_op = 'UPDATE' then
-%3$s        elsif tg_op = 'DELETE' then
+        if tg_op = 'UPDATE' then
+%3$s        elsif tg_op = 'INSERT' then
+%2$s        elsif tg_op = 'DELETE' then
 %4$s        else
 %5$s        end if;
         if %6$s then
@@ -135,6 +135,10 @@ declare
         end if;
         xid := pg_current_xact_id();
         if pg_try_advisory_lock_shared(1919907683, 2) and pg_advisory_unlock_shared(1919907683, 2) then
+            -- No leader is awake: perhaps nobody has followed for long.
+            if not rowcast.is_followed() then
+                return null;
+            end if;
             perform rowcast.ring();
         end if;
     exception when others then
@@ -157,9 +161,7 @@ declare
     return null;
 end
 $body$, variables, on_insert, on_update, on_delete, on_any,
-        -- Statements look for the pulse as they collect keys.
-        case when row_level then 'not exists (select from rowcast.pulse as p where p.at > now() - p.log_keep)'
-             else none || ' or tg_op = ''TRUNCATE'' and not rowcast.is_followed()' end,
+        none,
         format(log_into, 0), format(log_into, 1), format(log_into, 2), format(log_into, 3),
         replace(on_any, '            ', '        '));
 end
@@ -173,11 +175,7 @@ create function rowcast.collect_sql(number bigint, relation oid, key text[], bul
 as $$
 begin
     return (
-        select format(E'            keys_%1$s := array(\n'
-                       '                select %2$s from %3$s as r\n'
-                       '                where exists (select from rowcast.pulse as p where p.at > now() - p.log_keep)\n'
-                       '                limit %4$s\n'
-                       '            );\n'
+        select format(E'            keys_%1$s := array(select %2$s from %3$s as r limit %4$s);\n'
                        '            if cardinality(keys_%1$s) > %5$s then\n'
                        '                keys_%1$s := array[null];\n'
                        '            end if;\n', $1, rowcast.key_sql($2, $3, 'r'), $5, $4::bigint + 1, $4)

@@ -3,7 +3,7 @@
 //! ```text
 //!              >= 150 rings/s                      few polls find anything
 //!   Asleep ───────────────────▶ Awake ──────────────────────────────────┐
-//!     ▲  rung, or 1 s            every 5 ms, writers do not ring        │ lock released, id x drawn
+//!     ▲  rung, or 1 s            every 5 to 20 ms, nobody rings         │ lock released, id x drawn
 //!     │                                                                 ▼
 //!     └───────────────────────────────────────────────────────────── Settling
 //!          every transaction below x that was running has ended        2 ms … 100 ms, or rung
@@ -23,8 +23,11 @@ use crate::capture::lease::{LeaseHandle, LeaseLost};
 use crate::capture::session;
 use crate::version::PgSnapshot;
 
-/// Between two polls while awake.
-const AWAKE_POLL: Duration = Duration::from_millis(5);
+/// Between two polls while awake: the longer, the more keys the last one told of. A cut costs about as much as telling of
+/// some dozens of keys, so that above some 3,000 keys a second fewer, larger cuts leave more of the machine to the writers
+/// (and merge rows that change often).
+const AWAKE_POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(20));
+const KEYS_PER_AWAKE_POLL: usize = 16;
 /// The safety poll: no notification is relied on to arrive.
 pub const SAFETY_POLL: Duration = Duration::from_secs(1);
 /// While settling: the first pause, doubled up to the second.
@@ -136,7 +139,7 @@ pub struct Pace {
 enum State {
     Asleep,
     Settling { below: u64, pause: Duration },
-    Awake { since: Instant, polls: u32, found: u32 },
+    Awake { since: Instant, polls: u32, found: u32, pause: Duration },
 }
 
 impl Pace {
@@ -163,7 +166,7 @@ impl Pace {
         match self.state {
             State::Asleep => SAFETY_POLL,
             State::Settling { pause, .. } => pause,
-            State::Awake { .. } => AWAKE_POLL,
+            State::Awake { pause, .. } => pause,
         }
     }
 
@@ -190,11 +193,11 @@ impl Pace {
         Ok(())
     }
 
-    /// Tells of a poll: its snapshot, and whether it found changes.
+    /// Tells of a poll: its snapshot, whether it found changes, and how many keys the cut told of.
     ///
     /// # Errors
     /// The lease is lost.
-    pub async fn polled(&mut self, snapshot: &PgSnapshot, found_changes: bool) -> Result<(), LeaseLost> {
+    pub async fn polled(&mut self, snapshot: &PgSnapshot, found_changes: bool, keys: usize) -> Result<(), LeaseLost> {
         match &mut self.state {
             State::Asleep => {}
             State::Settling { below, pause } => {
@@ -206,16 +209,17 @@ impl Pace {
                     *pause = (*pause * 2).min(SETTLING_POLL.1);
                 }
             }
-            State::Awake { since, polls, found } => {
+            State::Awake { since, polls, found, pause } => {
                 *polls += 1;
                 *found += u32::from(found_changes);
+                *pause = awake_pause(keys);
                 if since.elapsed() >= AWAKE_WINDOW {
                     let quiet = f64::from(*found) < f64::from(*polls) * SHARE_TO_STAY;
                     if quiet && self.bell_works {
                         let below = self.lease.sleep().await?;
                         self.state = State::Settling { below, pause: SETTLING_POLL.0 };
                     } else {
-                        self.state = State::Awake { since: Instant::now(), polls: 0, found: 0 };
+                        (*since, *polls, *found) = (Instant::now(), 0, 0);
                     }
                 }
             }
@@ -227,8 +231,25 @@ impl Pace {
         // A refusal is a writer testing the lock at this moment: the next ring asks again. Without the lock polling at
         // the faster pace is still right, so a leader without a bell does it anyway.
         if self.lease.wake().await? || !self.bell_works {
-            self.state = State::Awake { since: Instant::now(), polls: 0, found: 0 };
+            self.state = State::Awake { since: Instant::now(), polls: 0, found: 0, pause: AWAKE_POLL.0 };
         }
         Ok(())
+    }
+}
+
+/// Between a poll that told of so many keys and the next.
+fn awake_pause(keys: usize) -> Duration {
+    let times = u32::try_from(keys / KEYS_PER_AWAKE_POLL).unwrap_or(u32::MAX);
+    AWAKE_POLL.0.saturating_mul(times).clamp(AWAKE_POLL.0, AWAKE_POLL.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_keys_lengthen_the_step_within_its_bounds() {
+        let milliseconds = |keys| awake_pause(keys).as_millis();
+        assert_eq!([0, 1, 31, 32, 48, 64, 1_000_000].map(milliseconds), [5, 5, 5, 10, 15, 20, 20]);
     }
 }

@@ -84,6 +84,8 @@ pub struct Wanted {
 pub struct FeedStates {
     pub feed: FeedKey,
     pub parts: Vec<String>,
+    /// How many keys it tells of; none if it is a marker.
+    pub keys: usize,
     /// Why it is a marker, if it is one.
     pub marker: Option<&'static str>,
 }
@@ -300,7 +302,10 @@ impl Reader {
             match keys {
                 Keys::Unknown(why) => drop(markers.insert(id, why)),
                 Keys::Known(keys) => match self.read_rows(publication, &keys).await {
-                    Ok(parts) => states.push(FeedStates { feed: publication.feed.clone(), parts, marker: None }),
+                    Ok(parts) => {
+                        let feed = publication.feed.clone();
+                        states.push(FeedStates { feed, parts, keys: keys.len(), marker: None });
+                    }
                     Err(error) if session::is_statement_error(&error) => {
                         tracing::warn!(publication = %publication.feed, %error, "rows cannot be read; marking");
                         attempt.markers.insert(id, "unreadable");
@@ -313,7 +318,7 @@ impl Reader {
         for (id, why) in markers {
             if let Some(publication) = described.by_id(id) {
                 let parts = vec![States::marker_part(why)];
-                states.push(FeedStates { feed: publication.feed.clone(), parts, marker: Some(why) });
+                states.push(FeedStates { feed: publication.feed.clone(), parts, keys: 0, marker: Some(why) });
             }
         }
         let quiet = states.is_empty() && !compared.feeds_differ && !attempt.wanted.even_if_quiet;

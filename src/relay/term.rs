@@ -51,6 +51,8 @@ struct Term<'a> {
     position: Cut,
     /// Between the position and this snapshot nothing changed that is to be told.
     seen: PgSnapshot,
+    /// How many keys the last look told of.
+    keys_told: usize,
     /// The store's head.
     follows: Option<(Epoch, Version)>,
     /// Mark everything in the next cut: why.
@@ -87,7 +89,7 @@ pub async fn serve(
     let mut pace = Pace::begin(lease.clone(), bell_works).await?;
     loop {
         let poll = term.turn().await?;
-        pace.polled(&poll.snapshot, !poll.changed.is_empty()).await?;
+        pace.polled(&poll.snapshot, !poll.changed.is_empty(), term.keys_told).await?;
         // Wakes up for: a ring; the next poll. What is due otherwise is due with a poll.
         let pause = pace.pause().min(SAFETY_POLL);
         if pace.is_awake() {
@@ -140,6 +142,7 @@ impl<'a> Term<'a> {
             epoch: position.epoch.clone(),
             seen: position.snapshot.clone(),
             position,
+            keys_told: 0,
             follows,
             mark,
             renewed: BTreeMap::new(),
@@ -157,6 +160,7 @@ impl<'a> Term<'a> {
     /// Looks, delivers what there is, and does what is due.
     async fn turn(&mut self) -> Result<Poll, Ended> {
         let now = Instant::now();
+        self.keys_told = 0;
         let poll = self.reader.poll(&self.seen).await?;
         let beat_due = now >= self.beat_next;
         let mut wanted = Wanted {
@@ -196,6 +200,7 @@ impl<'a> Term<'a> {
             return Err(Ended::Reclaim("the version sequence went back".into()));
         }
         self.append(&read).await?;
+        self.keys_told = read.states.iter().map(|states| states.keys).sum();
         metrics::cut(started.elapsed());
         for why in read.states.iter().filter_map(|states| states.marker) {
             metrics::marker(why);
