@@ -43,6 +43,34 @@ end
 $$;
 comment on function rowcast.type_name(oid) is 'The name of a type as clients see it: int4, numeric[].';
 
+create function rowcast.type_kind(type oid) returns text
+    language plpgsql stable strict
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (
+        select case
+            when t.typnamespace = 'pg_catalog'::regnamespace then 'builtin'
+            when t.typtype = 'e' and rowcast.element_type(type) is null then 'enum'
+            else 'other' end
+        from pg_type as t where t.oid = coalesce(rowcast.element_type(type), rowcast.base_type(type))
+    );
+end
+$$;
+comment on function rowcast.type_kind(oid) is
+    'builtin: a type of Postgres itself or an array of it, known by its name. enum. other: everything else.';
+
+create function rowcast.cast_name(type oid) returns text
+    language plpgsql stable strict
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (select format('%I.%I', n.nspname, t.typname)
+            from pg_type as t join pg_namespace as n on n.oid = t.typnamespace where t.oid = rowcast.base_type(type));
+end
+$$;
+comment on function rowcast.cast_name(oid) is 'The base type as SQL has it, with its schema: pg_catalog.int4.';
+
 create function rowcast.value_sql(value text, type oid) returns text
     language plpgsql stable strict
     set search_path = pg_catalog, pg_temp

@@ -1,7 +1,7 @@
 -- What readers need to know, read in the snapshot of the rows that it explains.
 
 create function rowcast.describe(only_name text default null) returns table (
-    name text, generation bigint, id int, relation_oid oid, relation text, policy text, columns json, key int[],
+    name text, generation bigint, id int, relation_oid oid, relation text, policy text, columns json, key int[], casts text[],
     bulk_rows int, key_sql text, row_sql text, by_key_sql text, fingerprint text, is_intact boolean
 )
     language plpgsql stable
@@ -10,7 +10,7 @@ as $$
 begin
     return query
         select p.name, p.generation, p.id, c.oid, format('%s%I.%I', case c.relkind when 'r' then 'only ' else '' end, n.nspname, c.relname),
-               p.policy, s.columns, s.key, p.bulk_rows, rowcast.key_sql(c.oid, p.key, 'r'),
+               p.policy, s.columns, s.key, s.casts, p.bulk_rows, rowcast.key_sql(c.oid, p.key, 'r'),
                rowcast.row_sql(c.oid, s.names, p.key), rowcast.by_key_sql(c.oid, p.key),
                md5(concat_ws(' ', s.fingerprint, f.files, t.triggers, intact.is_intact)), intact.is_intact
         from rowcast.publications as p
@@ -18,7 +18,9 @@ begin
         join pg_namespace as n on n.oid = c.relnamespace
         -- The columns that still exist, in order.
         cross join lateral (
-            select json_agg(json_build_object('name', w.name, 'type', rowcast.type_name(w.type)) order by w.number) as columns,
+            select json_agg(json_build_object('name', w.name, 'type', rowcast.type_name(w.type), 'kind', rowcast.type_kind(w.type))
+                            order by w.number) as columns,
+                   array_agg(rowcast.cast_name(w.type) order by w.number) as casts,
                    array_agg(w.name order by w.number) as names,
                    string_agg(format('%s %s %s %s', w.attnum, w.name, w.type, w.typmod), ',' order by w.number) as fingerprint,
                    (select array_agg(array_position(array_agg(w.name order by w.number), k.name) - 1 order by k.place)

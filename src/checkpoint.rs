@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 use crate::entry::{Key, Row, States};
 use crate::protocol::Why;
 use crate::publication::Schema;
-use crate::query::{Membership, Query};
+use crate::query::{Predicate, Query};
 use crate::rows::{Held, Rows, Tombstone};
 use crate::store::Entry;
 use crate::version::{Cut, Version};
@@ -127,7 +127,7 @@ impl Checkpoint {
             return Err(CannotRoll::Epoch);
         }
         let schema_id = self.schema.id();
-        let membership = Membership::new(query, &self.schema).ok_or(CannotRoll::Schema)?;
+        let membership = Predicate::new(&query.filter, &self.schema).ok_or(CannotRoll::Schema)?;
         let mut at = self.cut.version;
         for entry in entries.iter().filter(|entry| entry.version > self.cut.version) {
             if entry.epoch != self.cut.epoch {
@@ -172,10 +172,10 @@ mod tests {
     }
 
     fn checkpoint() -> Checkpoint {
-        let schema = Schema { columns: vec![Column { name: "id".into(), type_name: "int4".into() }], key: vec![0] };
+        let schema = Schema { columns: vec![Column::new("id", "int4")], key: vec![0] };
         let row = |id: u32| (Key::new(format!("[{id}]")), Arc::new(Row::parse(&format!("[{id}]")).expect("a row")));
         let mut rows = Rows::at(Version(40), [row(1), row(2)]);
-        rows.apply(Version(40), Version(43), &[State { key: Key::new("[2]"), row: None }], &Membership::default());
+        rows.apply(Version(40), Version(43), &[State { key: Key::new("[2]"), row: None }], &Predicate::default());
         Checkpoint { cut: cut(43), schema: Arc::new(schema), rows }
     }
 

@@ -1,12 +1,15 @@
 //! Who a client is, and what a publication's policy becomes for it.
 //!
-//! Today there is one identity, the anonymous one, and one policy that opens, `public`. The seam is in place: every
-//! channel is resolved through [`resolve`], and its result is part of the channel and of every cache key.
+//! Every channel is resolved through [`resolve`], and its result is part of the channel and of every cache key: the cache
+//! key is the permission. Today `public` opens, and everything else refuses.
 
-use std::fmt;
+use std::sync::Arc;
+
+use serde::Serialize;
 
 use crate::protocol::{ErrorCode, Refusal};
 use crate::publication::{Policy, Publication};
+use crate::query::Filter;
 
 /// A client's proved identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,31 +17,66 @@ pub enum Identity {
     /// Without a token: may open `public`.
     #[default]
     Anonymous,
+    /// By a token that was verified.
+    Proven(Arc<Claims>),
+}
+
+/// What a verified token says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// All of its claims, as they were signed.
+    pub all: serde_json::Map<String, serde_json::Value>,
+    /// `exp`, in seconds since 1970. A token without one is good until its connection ends.
+    pub expires: Option<i64>,
+}
+
+impl Claims {
+    /// `sub`, if it is a text.
+    pub fn subject(&self) -> Option<&str> {
+        self.text("sub")
+    }
+
+    /// `jti`, if it is a text.
+    pub fn token_id(&self) -> Option<&str> {
+        self.text("jti")
+    }
+
+    fn text(&self, claim: &str) -> Option<&str> {
+        self.all.get(claim).and_then(serde_json::Value::as_str)
+    }
 }
 
 /// A policy with an identity's claims filled in. Two identities share a channel exactly when these are equal.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ResolvedPolicy {
-    /// Every row.
+    /// Every row, for everybody.
     Public,
+    /// Every row, for whoever has a token.
+    Authenticated,
+    /// The rows that a filter holds for.
+    Filter(Filter),
+    /// The rows that Postgres' row security shows to an identity.
+    Rls(Arc<RlsIdentity>),
 }
 
-impl fmt::Display for ResolvedPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Public => f.write_str("public"),
-        }
-    }
+/// An identity as row security sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct RlsIdentity {
+    /// The database role, of the allowed ones.
+    pub role: String,
+    /// `request.jwt.claims`: the declared claims as JSON text, sorted by name.
+    pub claims: String,
 }
 
 /// What an identity may see of a publication.
 ///
 /// # Errors
 /// `forbidden`, with nothing about the publication in it.
-pub fn resolve(identity: &Identity, publication: &Publication) -> Result<ResolvedPolicy, Refusal> {
-    match (&publication.policy, identity) {
-        (Policy::Public, _) => Ok(ResolvedPolicy::Public),
-        (Policy::Closed(_), Identity::Anonymous) => {
+pub fn resolve(_identity: &Identity, publication: &Publication) -> Result<ResolvedPolicy, Refusal> {
+    match &publication.policy {
+        Policy::Public => Ok(ResolvedPolicy::Public),
+        Policy::Authenticated | Policy::Filter(_) | Policy::Rls => {
             Err(Refusal::new(ErrorCode::Forbidden, "this publication is not open to you"))
         }
     }

@@ -16,9 +16,11 @@ pub mod order;
 
 pub mod metrics;
 
+pub mod query;
+
 pub mod identity;
 
-pub mod query;
+pub mod channel;
 
 pub mod store;
 

@@ -117,7 +117,7 @@ mod tests {
     use crate::publication::Column;
 
     fn sorted(type_name: &str, dir: Direction, nulls: Nulls, values: &[&'static str]) -> Vec<&'static str> {
-        let schema = Schema { columns: vec![Column { name: "a".into(), type_name: type_name.into() }], key: vec![0] };
+        let schema = Schema { columns: vec![Column::new("a", type_name)], key: vec![0] };
         let order = RowOrder::new(&[OrderBy { column: "a".into(), dir, nulls }], &schema);
         let mut rows = values.to_vec();
         rows.sort_by(|a, b| order.compare(&order.key(|_| Some(a)), &order.key(|_| Some(b))));

@@ -490,7 +490,7 @@ mod tests {
     }
 
     fn schema() -> Schema {
-        let column = |name: &str, type_name: &str| Column { name: name.into(), type_name: type_name.into() };
+        let column = |name: &str, type_name: &str| Column::new(name, type_name);
         Schema { columns: vec![column("id", "int4"), column("sta\"tus", "text")], key: vec![0] }
     }
 

@@ -69,6 +69,37 @@ pub struct Column {
     /// Postgres' name of the type (`int4`, `numeric`, `text`), of the base type for a domain, with `[]` for an array.
     #[serde(rename = "type")]
     pub type_name: Arc<str>,
+    /// Whose type it is: a name alone does not tell, since anybody may call a type `int4`.
+    #[serde(default, skip_serializing_if = "Kind::is_builtin")]
+    pub kind: Kind,
+    /// Read because the policy filters by it, and never shown to a client.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hidden: bool,
+}
+
+/// Where a column's type comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A type of `pg_catalog`, known by its name; or an array of one.
+    #[default]
+    Builtin,
+    Enum,
+    /// An extension's, a composite, a range of the user's own; arrays of these and of enums.
+    Other,
+}
+
+impl Kind {
+    fn is_builtin(&self) -> bool {
+        *self == Self::Builtin
+    }
+}
+
+impl Column {
+    /// A column of a builtin type that is shown.
+    pub fn new(name: impl Into<Arc<str>>, type_name: impl Into<Arc<str>>) -> Self {
+        Self { name: name.into(), type_name: type_name.into(), kind: Kind::Builtin, hidden: false }
+    }
 }
 
 /// Columns in the order in which a row's values stand, and which of them are the key.
@@ -93,20 +124,26 @@ impl Schema {
     }
 }
 
-/// Who may open a publication: the policy as it was published, parsed only as far as it works today.
+/// Who may open a publication, as it was published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Policy {
     /// Everybody, without a token.
     Public,
-    /// Anything else (`authenticated`, filter templates, `rls`): refused with `forbidden` until permissions exist.
-    Closed(Arc<str>),
+    /// Whoever has a valid token: every row.
+    Authenticated,
+    /// Postgres' row security decides, by the role and the claims of the token.
+    Rls,
+    /// A filter over claims, `tenant_id=eq.{tenant_id}`.
+    Filter(Arc<str>),
 }
 
 impl Policy {
     pub fn parse(text: &str) -> Self {
         match text {
             "public" => Self::Public,
-            other => Self::Closed(other.into()),
+            "authenticated" => Self::Authenticated,
+            "rls" => Self::Rls,
+            filter => Self::Filter(filter.into()),
         }
     }
 }
@@ -123,6 +160,8 @@ pub struct Publication {
     pub schema: Arc<Schema>,
     /// [`Schema::id`] of `schema`.
     pub schema_id: Arc<str>,
+    /// For each column of `schema`, the SQL name of its (base) type, quoted, ready for a cast.
+    pub casts: Vec<Arc<str>>,
     /// More changed keys than this in one cut become a marker.
     pub bulk_rows: u64,
     /// SQL over a row `r` of the relation: the key as JSON text, `[1]`, `["a","2"]`.

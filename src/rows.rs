@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use crate::entry::{Key, Row, State};
 use crate::protocol::Why;
-use crate::query::Membership;
+use crate::query::Predicate;
 use crate::version::Version;
 
 /// Tombstones kept beyond the number of rows; the oldest go first and raise the floor.
@@ -154,7 +154,7 @@ impl Rows {
     /// where these rows stand if that is higher: whoever is strictly between the two is on a version that was lost.
     ///
     /// A row that is no member of the channel is not held; one that was held and is no member any more is gone.
-    pub fn apply(&mut self, base: Version, version: Version, states: &[State], membership: &Membership) -> Changes {
+    pub fn apply(&mut self, base: Version, version: Version, states: &[State], membership: &Predicate) -> Changes {
         let mut changes = Changes::default();
         for state in states {
             match state.row.as_ref().filter(|row| membership.holds(row)) {
@@ -197,7 +197,7 @@ impl Rows {
             states.push(State { key: key.clone(), row: Some(held.row.clone()) });
         }
         // What was read anew are members already.
-        self.apply(from, version, &states, &Membership::default())
+        self.apply(from, version, &states, &Predicate::default())
     }
 
     /// Raises the floor to `version`, for rows that turned out to stand there (see `at`).
@@ -313,7 +313,7 @@ mod tests {
 
     use super::*;
     use crate::publication::{Column, Schema};
-    use crate::query::{Equals, Query};
+    use crate::query::{Comparison, Filter};
 
     fn key(id: u64) -> Key {
         Key::new(format!("[{id}]"))
@@ -333,7 +333,7 @@ mod tests {
 
     /// A step of a channel without filters.
     fn move_to(rows: &mut Rows, base: Version, version: Version, states: &[State]) -> Changes {
-        rows.apply(base, version, states, &Membership::default())
+        rows.apply(base, version, states, &Predicate::default())
     }
 
     fn content(rows: &Rows) -> HashMap<String, String> {
@@ -388,10 +388,10 @@ mod tests {
 
     #[test]
     fn a_row_that_leaves_the_filter_is_gone_and_one_that_enters_is_new() {
-        let column = |name: &str| Column { name: name.into(), type_name: "int4".into() };
+        let column = |name: &str| Column::new(name, "int4");
         let schema = Schema { columns: vec![column("id"), column("n")], key: vec![0] };
-        let query = Query { equals: vec![Equals { column: "n".into(), value: "1".into() }] };
-        let filter = Membership::new(&query, &schema).expect("the schema has the column");
+        let filter = Filter::Compare { column: "n".into(), op: Comparison::Eq, value: "1".into() };
+        let filter = Predicate::new(&filter, &schema).expect("the schema has the column");
         let mut rows = Rows::at(Version(5), [(key(1), row(1, 1))]);
         let changes = rows.apply(Version(5), Version(6), &[upsert(1, 2), upsert(2, 1), upsert(3, 3)], &filter);
         assert_eq!(changes.gone, [(key(1), Why::Filter)]);

@@ -25,13 +25,14 @@ use sqlx::{AssertSqlSafe, Postgres, Row as _};
 use tokio::time::Instant;
 
 use crate::capture::catalogue::{self, CatalogueError, Moment};
+use crate::channel::ChannelSpec;
 use crate::checkpoint::Checkpoint;
 use crate::entry::{Key, Row};
 use crate::metrics::{self, CacheResult};
 use crate::order::plain;
 use crate::protocol::{ErrorCode, Refusal};
 use crate::publication::{Catalogue, FeedKey, Publication, Schema};
-use crate::query::{ChannelSpec, Literal, Query, can_equal};
+use crate::query::{Comparison, Filter, Literal, Query};
 use crate::rows::Rows;
 use crate::store::Store;
 use crate::version::{Cut, Epoch, PgSnapshot, Version};
@@ -155,9 +156,9 @@ impl Snapshots {
         let mut answers = Vec::with_capacity(literals.len());
         for literal in literals {
             let (type_name, text) = &literal;
-            let Some(cast) = cast_sql(type_name) else { continue };
-            let written = if &**type_name == "int8" { "::text" } else { "" };
-            let sql = format!("select to_json($1::text{cast}{written})::text");
+            // The name comes from `rowcast.describe()`, quoted.
+            let written = if matches!(&**type_name, "pg_catalog.int8" | "pg_catalog.numeric") { "::text" } else { "" };
+            let sql = format!("select to_json($1::text::{type_name}{written})::text");
             let answer = sqlx::query_scalar::<_, String>(AssertSqlSafe(sql)).bind(&**text).fetch_one(&self.database);
             match answer.await {
                 Ok(value) => answers.push((literal, Ok(value.into()))),
@@ -330,7 +331,7 @@ impl Snapshots {
             .filter(|publication| publication.feed == order.spec.feed && publication.relation == *relation)
             .ok_or_else(|| OpenError::Again("the publication has changed".to_owned()))?;
         // The filters' values were cast to the columns that the hub knew; it looks again before this is asked again.
-        if publication.schema_id != order.publication.schema_id && !order.spec.query.equals.is_empty() {
+        if publication.schema_id != order.publication.schema_id && order.spec.query != Query::default() {
             return Err(OpenError::Again("the columns have changed".to_owned()));
         }
         let at_version = order.at.epoch == epoch
@@ -418,16 +419,23 @@ async fn read_rows(
     // All three come from `rowcast.describe()`, with identifiers quoted.
     let mut sql = format!("select {key_sql}, {row_sql} from {relation} as r where true");
     let mut values = Vec::new();
-    for filter in &query.equals {
-        let column = publication.schema.columns.iter().find(|column| column.name == filter.column);
-        let typed = column.and_then(|column| Some((&*column.type_name, cast_sql(&column.type_name)?)));
-        let Some((type_name, cast)) = typed else {
+    let filters = match &query.filter {
+        Filter::All(all) => all.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    for filter in filters {
+        let Filter::Compare { column: name, op: Comparison::Eq, value } = filter else {
+            return Err(OpenError::Again("a filter of another kind".to_owned()));
+        };
+        let place = publication.schema.columns.iter().position(|column| column.name == *name);
+        let Some(place) = place else {
             return Err(OpenError::Again("a column of the query has changed".to_owned()));
         };
-        values.push(plain(&filter.value));
-        let (name, number) = (quoted(&filter.column), values.len());
-        sql.push_str(&format!(" and r.{name} = ${number}::text{cast}"));
-        if is_text(type_name) {
+        let cast = &publication.casts[place];
+        values.push(plain(value));
+        let (name, number) = (quoted(name), values.len());
+        sql.push_str(&format!(" and r.{name} = ${number}::text::{cast}"));
+        if is_text(&publication.schema.columns[place].type_name) {
             // The column's collation, which its indexes have, may take different texts for equal; rows in memory are
             // compared by their bytes.
             sql.push_str(&format!(" and r.{name} = ${number}::text collate \"C\""));
@@ -453,11 +461,6 @@ async fn read_rows(
         rows.push((Key::new(row.try_get::<&str, _>(0)?), Arc::new(parsed)));
     }
     Ok(rows)
-}
-
-/// The cast to a type that can be compared by equality; its name comes from a closed list.
-fn cast_sql(type_name: &str) -> Option<String> {
-    can_equal(type_name).then(|| if is_text(type_name) { String::new() } else { format!("::{type_name}") })
 }
 
 fn is_text(type_name: &str) -> bool {

@@ -194,7 +194,7 @@ mod tests {
     use crate::version::{Cut, Epoch, Version};
 
     fn read(rows: Vec<(Key, Arc<Row>)>) -> RowsRead {
-        let column = |name: &str, type_name: &str| Column { name: name.into(), type_name: type_name.into() };
+        let column = |name: &str, type_name: &str| Column::new(name, type_name);
         let schema = Schema { columns: vec![column("id", "int4"), column("no\"te", "text")], key: vec![0] };
         RowsRead {
             form: ChannelForm {

@@ -19,10 +19,11 @@ use tokio::sync::oneshot;
 
 use super::pages::{Heading, Pages};
 use super::{RowsRead, SessionId};
+use crate::channel::ChannelSpec;
 use crate::entry::{State, States};
 use crate::protocol::{ChannelForm, ChannelNumber, Refusal};
 use crate::publication::{FeedKey, Schema};
-use crate::query::{ChannelSpec, Membership};
+use crate::query::Predicate;
 use crate::rows::Rows;
 use crate::snapshots::{HeldLock, Place};
 use crate::store::Entry;
@@ -101,7 +102,7 @@ pub(super) struct Settling {
     pub(super) place: Place,
     pub(super) schema: Arc<Schema>,
     pub(super) schema_id: Arc<str>,
-    pub(super) membership: Membership,
+    pub(super) membership: Predicate,
     /// Given back when the rows are thrown away, else with the channel's checkpoint.
     pub(super) lock: Option<HeldLock>,
 }
@@ -199,7 +200,7 @@ pub(super) struct Channel {
     /// Known once the channel was live.
     pub(super) form: Option<ChannelForm>,
     pub(super) schema_id: Arc<str>,
-    pub(super) membership: Membership,
+    pub(super) membership: Predicate,
     pub(super) rows: Rows,
     pub(super) phase: Phase,
     pub(super) subscribers: HashSet<SessionId>,
@@ -222,7 +223,7 @@ impl Channel {
             number,
             form: None,
             schema_id: "".into(),
-            membership: Membership::default(),
+            membership: Predicate::default(),
             rows: Rows::default(),
             phase: Phase::Opening(flight),
             subscribers: HashSet::new(),
@@ -355,7 +356,7 @@ mod tests {
             place,
             schema,
             schema_id: "s".into(),
-            membership: Membership::default(),
+            membership: Predicate::default(),
             lock: None,
         }
     }

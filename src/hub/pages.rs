@@ -93,10 +93,7 @@ mod tests {
 
     #[test]
     fn pages_hold_every_item_once_and_only_the_last_says_so() {
-        let schema = Schema {
-            columns: ["id", "text"].map(|name| Column { name: name.into(), type_name: "text".into() }).to_vec(),
-            key: vec![0],
-        };
+        let schema = Schema { columns: ["id", "text"].map(|name| Column::new(name, "text")).to_vec(), key: vec![0] };
         let key = |id: usize| Key::new(format!("[{id}]"));
         let text = "x".repeat(1000);
         let rows =

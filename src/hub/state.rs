@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 use super::channel::{Change, Channel, Feed, FeedStep, Flight, Phase, Settling};
 use super::session::{Client, Standing};
 use super::{HubSettings, HubStatus, Published, SessionId};
+use crate::channel::ChannelSpec;
 use crate::checkpoint::Checkpoint;
 use crate::entry::Key;
 use crate::metrics;
 use crate::protocol::{ChannelNumber, ErrorCode, Frame, Refusal, RowsFrame};
 use crate::publication::{Catalogue, FeedKey};
-use crate::query::{ChannelSpec, Literal, Membership};
+use crate::query::{Literal, Predicate};
 use crate::rows::{Changes, Rows};
 use crate::snapshots::{Fresh, HeldLock, OpenError, OpenOrder, Place};
 use crate::store::{Beat, Entry, LogRead, Push};
@@ -53,7 +54,7 @@ pub(super) enum Effect {
     Open {
         channel: ChannelNumber,
         flight: u64,
-        order: OpenOrder,
+        order: Box<OpenOrder>,
     },
     /// Read the publications; answered by [`HubState::on_catalogue`].
     LoadCatalogue,
@@ -591,13 +592,13 @@ impl HubState {
             self.effects.push(Effect::Open {
                 channel: number,
                 flight: flight.number,
-                order: OpenOrder {
+                order: Box::new(OpenOrder {
                     spec,
                     publication: publication.clone(),
                     at: position.cut.clone(),
                     catalogue_id: position.catalogue_id.clone(),
                     at_least: flight.at_least,
-                },
+                }),
             });
         }
     }
@@ -661,7 +662,7 @@ impl HubState {
             self.fly_again(number, at_least, Some(now + FLIGHT_RETRY));
             return;
         }
-        let Some(membership) = Membership::new(&channel.spec.query, &fresh.schema) else {
+        let Some(membership) = Predicate::new(&channel.spec.query.filter, &fresh.schema) else {
             let refusal = Refusal::new(ErrorCode::BadQuery, "the publication no longer has a column of the query");
             self.close_channel(number, &refusal);
             return;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use super::{Effect, HubState, rows_of};
+use crate::channel::ChannelSpec;
 use crate::hub::channel::{Channel, Feed, Flight, Reader};
 use crate::hub::inbox::{Delivery, Item};
 use crate::hub::session::{Client, Standing, Subscription};
@@ -15,7 +16,7 @@ use crate::identity::{self, Identity, ResolvedPolicy};
 use crate::metrics;
 use crate::protocol::{self, Beginning, ChannelNumber, ErrorCode, Refusal, Resume};
 use crate::publication::Catalogue;
-use crate::query::{self, ChannelRequest, ChannelSpec, Literal, unknown_publication};
+use crate::query::{self, ChannelRequest, Literal, unknown_publication};
 use crate::version::Version;
 
 /// A request that cannot be resolved yet.
@@ -519,7 +520,7 @@ fn filter_types<'a>(spec: &ChannelSpec, catalogue: &'a Catalogue) -> Vec<Option<
     let publication = catalogue.publications.get(&spec.feed.name);
     let columns = publication.map(|publication| publication.schema.columns.as_slice()).unwrap_or_default();
     let type_of = |name: &str| columns.iter().find(|column| &*column.name == name).map(|column| &*column.type_name);
-    spec.query.equals.iter().map(|filter| type_of(&filter.column)).collect()
+    spec.query.filter.columns().into_iter().map(|name| type_of(name)).collect()
 }
 
 /// Does something with a client, if it is still there.

@@ -13,7 +13,7 @@ use crate::hub::{Command, HubSettings, SessionId, Subscribe};
 use crate::identity::Identity;
 use crate::protocol::{ChannelNumber, Resume};
 use crate::publication::{Catalogue, Column, FeedKey, Policy, Publication, Schema};
-use crate::query::ChannelRequest;
+use crate::query::{ChannelRequest, Comparison, Filter};
 use crate::rows::Rows;
 use crate::snapshots::{Fresh, HeldLock, Place};
 use crate::store::{Beat, Entry, LogRead, Push, Touched};
@@ -33,8 +33,12 @@ struct Node {
 }
 
 fn schema() -> Schema {
-    let column = |name: &str| Column { name: name.into(), type_name: "int4".into() };
+    let column = |name: &str| Column::new(name, "int4");
     Schema { columns: vec![column("id"), column("n")], key: vec![0] }
+}
+
+fn casts(schema: &Schema) -> Vec<Arc<str>> {
+    schema.columns.iter().map(|column| format!("pg_catalog.{}", column.type_name).into()).collect()
 }
 
 fn feed(name: &str) -> FeedKey {
@@ -49,6 +53,7 @@ fn publication(name: &str) -> Publication {
         policy: Policy::Public,
         schema: Arc::new(schema()),
         schema_id: schema().id().into(),
+        casts: casts(&schema()),
         bulk_rows: 10_000,
         key_sql: String::new(),
         row_sql: String::new(),
@@ -771,7 +776,7 @@ fn a_filter_follows_the_type_of_its_column_and_ends_with_the_column() {
     let mut node = Node::new();
     let mut client = node.attach(1);
     node.subscribe(1, 1, "a?n=eq.7", None);
-    node.state.on_cast(vec![(("int4".into(), "7".into()), Ok("7".into()))], node.now);
+    node.state.on_cast(vec![(("pg_catalog.int4".into(), "7".into()), Ok("7".into()))], node.now);
     node.turn();
     let flights = node.flights();
     node.land(&flights[0], Place::At(Version(40)), &[(1, 7)]);
@@ -779,22 +784,23 @@ fn a_filter_follows_the_type_of_its_column_and_ends_with_the_column() {
     node.written(1);
 
     let altered = |columns: &[(&str, &str)]| {
-        let columns =
-            columns.iter().map(|&(name, type_name)| Column { name: name.into(), type_name: type_name.into() });
+        let columns = columns.iter().map(|&(name, type_name)| Column::new(name, type_name));
         let schema = Schema { columns: columns.collect(), key: vec![0] };
         let mut publication = publication("a");
         publication.schema_id = schema.id().into();
+        publication.casts = casts(&schema);
         publication.schema = Arc::new(schema);
         Arc::new(Catalogue { publications: [("a".into(), Arc::new(publication))].into_iter().collect() })
     };
     // Values of an int8 are texts on the wire: what the filter compares with is another text.
     node.state.on_catalogue(Some(altered(&[("id", "int4"), ("n", "int8")])), node.now);
-    node.state.on_cast(vec![(("int8".into(), "7".into()), Ok("\"7\"".into()))], node.now);
+    node.state.on_cast(vec![(("pg_catalog.int8".into(), "7".into()), Ok("\"7\"".into()))], node.now);
     node.turn();
     let flights = node.flights();
     assert_eq!(flights.len(), 1, "it is another channel");
     let spec = &node.state.channels[&flights[0].0].spec;
-    assert_eq!(&*spec.query.equals[0].value, "\"7\"");
+    let seven = Filter::Compare { column: "n".into(), op: Comparison::Eq, value: "\"7\"".into() };
+    assert_eq!(spec.query.filter, seven);
 
     node.state.on_catalogue(Some(altered(&[("id", "int4")])), node.now);
     node.turn();
