@@ -22,6 +22,8 @@ pub mod identity;
 
 pub mod channel;
 
+pub mod audit;
+
 pub mod store;
 
 pub mod capture;
