@@ -22,6 +22,8 @@ pub mod identity;
 
 pub mod channel;
 
+pub mod view;
+
 pub mod store;
 
 pub mod capture;
