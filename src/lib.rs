@@ -24,6 +24,8 @@ pub mod channel;
 
 pub mod audit;
 
+pub mod view;
+
 pub mod store;
 
 pub mod capture;

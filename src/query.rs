@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use crate::protocol::{ErrorCode, OrderBy, Refusal};
-use crate::publication::Publication;
+use crate::protocol::{Direction, ErrorCode, Nulls, OrderBy, Refusal};
+use crate::publication::{Column, Publication};
 
 mod filter;
 mod request;
@@ -58,8 +58,53 @@ pub fn resolve(
             Some(Err(message)) => return Err(bad(message)),
         }
     }
-    let query = Query { filter: Filter::all(filters), ..Query::default() };
+    let select = match &request.select {
+        None => None,
+        Some(select) => {
+            let mut names = Vec::new();
+            for named in select {
+                names.push(shown(named, publication)?.name.clone());
+            }
+            names.sort_unstable();
+            names.dedup();
+            Some(names)
+        }
+    };
+    let order = resolve_order(request, publication)?;
+    let query = Query { filter: Filter::all(filters), select, order, limit: request.limit };
     Ok(if missing.is_empty() { Ok(query) } else { Err(missing) })
+}
+
+/// The order asked for, and the key behind it; none where nothing is asked for, and nothing is cut off.
+fn resolve_order(request: &ChannelRequest, publication: &Publication) -> Result<Vec<OrderBy>, Refusal> {
+    let mut order: Vec<OrderBy> = Vec::new();
+    for term in &request.order {
+        let column = shown(&term.column, publication)?;
+        if !can_equal(&column.type_name, column.kind) {
+            let message = format!("columns of type {} cannot be ordered yet", column.type_name);
+            return Err(Refusal { at: Some(term.column.at), ..Refusal::new(ErrorCode::BadQuery, message) });
+        }
+        if !order.iter().any(|by| by.column == column.name) {
+            order.push(OrderBy { column: column.name.clone(), dir: term.dir, nulls: term.nulls });
+        }
+    }
+    if !order.is_empty() || request.limit.is_some() {
+        for name in publication.schema.key_names() {
+            if !order.iter().any(|by| by.column == *name) {
+                order.push(OrderBy { column: name.clone(), dir: Direction::Asc, nulls: Nulls::Last });
+            }
+        }
+    }
+    Ok(order)
+}
+
+/// A column that clients may name.
+fn shown<'a>(named: &Named, publication: &'a Publication) -> Result<&'a Column, Refusal> {
+    let column = publication.schema.columns.iter().find(|column| column.name == named.name && !column.hidden);
+    column.ok_or_else(|| {
+        let message = format!("there is no column `{}`", shortened(&named.name));
+        Refusal { at: Some(named.at), ..Refusal::new(ErrorCode::BadQuery, message) }
+    })
 }
 
 /// The refusal for a name that is not published.

@@ -30,12 +30,13 @@ use crate::checkpoint::Checkpoint;
 use crate::entry::{Key, Row};
 use crate::metrics::{self, CacheResult};
 use crate::order::plain;
-use crate::protocol::{ErrorCode, Refusal};
+use crate::protocol::{Direction, ErrorCode, Nulls, Refusal};
 use crate::publication::{Catalogue, FeedKey, Publication, Schema};
 use crate::query::{Comparison, Filter, Literal, Query};
-use crate::rows::Rows;
+use crate::rows::{Rows, Window};
 use crate::store::Store;
 use crate::version::{Cut, Epoch, PgSnapshot, Version};
+use crate::view::{Verdict, View};
 
 /// How long the cluster's lock for a query lasts if its holder dies: what others wait at most on a dead node's behalf.
 const LOCK_TTL: Duration = Duration::from_secs(2);
@@ -66,6 +67,8 @@ pub struct OpenOrder {
     pub catalogue_id: Option<String>,
     /// A checkpoint below this version does not contain the marker that caused the order.
     pub at_least: Version,
+    /// Spare rows are wanted: a checkpoint that is itself short of them is of no use.
+    pub refill: bool,
 }
 
 /// Where rows stand that were read outside of a cut.
@@ -82,7 +85,7 @@ pub enum Place {
 pub struct Fresh {
     pub rows: Rows,
     pub place: Place,
-    pub schema: Arc<Schema>,
+    pub view: Arc<View>,
     pub epoch: Epoch,
     /// Of rows from our own query.
     pub lock: Option<HeldLock>,
@@ -272,7 +275,8 @@ impl Snapshots {
                 return None;
             }
         };
-        let decoded = tokio::task::spawn_blocking(move || Checkpoint::decode(&bytes)).await;
+        let spec = order.spec.clone();
+        let decoded = tokio::task::spawn_blocking(move || Checkpoint::decode(&bytes, &spec)).await;
         let checkpoint = match decoded {
             Ok(Ok(checkpoint)) => checkpoint,
             Ok(Err(error)) => {
@@ -286,17 +290,18 @@ impl Snapshots {
         }
         let log = self.store.read_log(feed, checkpoint.cut.version).await.ok()?;
         let (head, entries) = (log.head?, log.entries?);
-        let rolled = match checkpoint.roll_forward(&entries, &head, &order.spec.query) {
+        let rolled = match checkpoint.roll_forward(&entries, &head) {
             Ok(rolled) => rolled,
             Err(why) => {
                 tracing::debug!(%why, %feed, "a checkpoint that does not roll forward");
                 return None;
             }
         };
-        (rolled.cut.version >= order.at.version).then_some(Fresh {
+        let is_short = order.refill && rolled.rows.runs_low();
+        (rolled.cut.version >= order.at.version && !is_short).then_some(Fresh {
             rows: rolled.rows,
             place: Place::At(rolled.cut.version),
-            schema: rolled.schema,
+            view: rolled.view,
             epoch: rolled.cut.epoch,
             lock: None,
         })
@@ -331,28 +336,33 @@ impl Snapshots {
             .filter(|publication| publication.feed == order.spec.feed && publication.relation == *relation)
             .ok_or_else(|| OpenError::Again("the publication has changed".to_owned()))?;
         // The filters' values were cast to the columns that the hub knew; it looks again before this is asked again.
-        if publication.schema_id != order.publication.schema_id && order.spec.query != Query::default() {
+        let is_plain = order.spec.query == Query::default() && order.spec.filter().is_everything();
+        if publication.schema_id != order.publication.schema_id && !is_plain {
             return Err(OpenError::Again("the columns have changed".to_owned()));
         }
+        let Some(view) = View::new(&order.spec, &publication.schema).map(Arc::new) else {
+            let message = "the publication no longer has a column of the query";
+            return Err(OpenError::Refused(Refusal::new(ErrorCode::BadQuery, message)));
+        };
         let at_version = order.at.epoch == epoch
             && order.catalogue_id.as_deref() == Some(&*described.id())
             && self.stands_at(connection, publication, &order.at.snapshot).await?;
 
-        let reading = read_rows(connection, publication, &order.spec.query, &self.settings);
+        let reading = read_rows(connection, publication, &order.spec, &view, &self.settings);
         tokio::pin!(reading);
         let mut looks = tokio::time::interval(WAITERS_POLL);
         looks.tick().await;
-        let rows = loop {
+        let (members, all) = loop {
             tokio::select! {
-                rows = &mut reading => break rows?,
+                read = &mut reading => break read?,
                 _ = looks.tick() => self.make_way(backend).await,
             }
         };
         let version = order.at.version;
         Ok(Fresh {
-            rows: Rows::at(version, rows),
+            rows: Rows::read(&view, version, members, all),
             place: if at_version { Place::At(version) } else { Place::Sees(moment.snapshot) },
-            schema: publication.schema.clone(),
+            view: view.clone(),
             epoch,
             lock: None,
         })
@@ -409,17 +419,20 @@ async fn begin(connection: &mut PoolConnection<Postgres>, relation: &str) -> Res
     }
 }
 
+/// The members of a view, and whether they are all there are: of a window the first are read, and spare ones.
 async fn read_rows(
     connection: &mut PoolConnection<Postgres>,
     publication: &Publication,
-    query: &Query,
+    spec: &ChannelSpec,
+    view: &View,
     settings: &SnapshotSettings,
-) -> Result<Vec<(Key, Arc<Row>)>, OpenError> {
+) -> Result<(Vec<(Key, Arc<Row>)>, bool), OpenError> {
     let Publication { key_sql, row_sql, relation, .. } = publication;
     // All three come from `rowcast.describe()`, with identifiers quoted.
     let mut sql = format!("select {key_sql}, {row_sql} from {relation} as r where true");
+    let filter = spec.filter();
     let mut values = Vec::new();
-    let filters = match &query.filter {
+    let filters = match &filter {
         Filter::All(all) => all.as_slice(),
         one => std::slice::from_ref(one),
     };
@@ -441,26 +454,63 @@ async fn read_rows(
             sql.push_str(&format!(" and r.{name} = ${number}::text collate \"C\""));
         }
     }
+    if let Some(limit) = view.limit() {
+        sql.push_str(&format!("{} limit {}", order_sql(spec, &publication.schema), Window::reading(limit)));
+    }
     let mut reading = sqlx::query(AssertSqlSafe(sql)).persistent(false);
     for value in values {
         reading = reading.bind(value);
     }
     let mut reading = reading.fetch(&mut **connection);
-    let mut rows = Vec::new();
-    let mut bytes = 0;
+    let mut members = Vec::new();
+    let (mut read, mut bytes, mut spare_bytes) = (0, 0, 0);
     while let Some(row) = reading.try_next().await? {
-        let text: &str = row.try_get(1)?;
-        bytes += text.len();
-        if rows.len() >= settings.rows_max || bytes > settings.bytes_max {
+        read += 1;
+        let parsed = Row::parse(row.try_get(1)?)
+            .map_err(|error| OpenError::Again(format!("a row that is not JSON: {error}")))?;
+        // Postgres has filtered by the same conditions; should it ever disagree, nobody sees what the view refuses.
+        let Verdict::Member(member) = view.judge(Some(&Arc::new(parsed))) else {
+            tracing::error!(feed = %spec.feed, "Postgres holds a row for a member that is none");
+            continue;
+        };
+        let is_spare = view.limit().is_some_and(|limit| members.len() >= limit);
+        *(if is_spare { &mut spare_bytes } else { &mut bytes }) += member.text().len();
+        if !is_spare && (members.len() >= settings.rows_max || bytes > settings.bytes_max) {
             return Err(OpenError::Refused(Refusal::new(
                 ErrorCode::TooManyRows,
                 format!("the channel has more than {} rows or {} MiB", settings.rows_max, settings.bytes_max >> 20),
             )));
         }
-        let parsed = Row::parse(text).map_err(|error| OpenError::Again(format!("a row that is not JSON: {error}")))?;
-        rows.push((Key::new(row.try_get::<&str, _>(0)?), Arc::new(parsed)));
+        members.push((Key::new(row.try_get::<&str, _>(0)?), member));
+        if Window::is_ample(spare_bytes) {
+            return Ok((members, false));
+        }
     }
-    Ok(rows)
+    let all = view.limit().is_none_or(|limit| read < Window::reading(limit));
+    if members.is_empty() && !all && view.limit() != Some(0) {
+        return Err(OpenError::Again("none of the rows that were read is a member".to_owned()));
+    }
+    Ok((members, all))
+}
+
+/// `order by` as [`crate::order::RowOrder`] has it: texts by their bytes, and the key, in the same way, at the end.
+fn order_sql(spec: &ChannelSpec, schema: &Schema) -> String {
+    let mut sql = String::new();
+    for by in spec.order(schema) {
+        let is_text = schema.columns.iter().any(|column| column.name == by.column && is_text(&column.type_name));
+        let collation = if is_text { " collate \"C\"" } else { "" };
+        let dir = match by.dir {
+            Direction::Asc => "asc",
+            Direction::Desc => "desc",
+        };
+        let nulls = match by.nulls {
+            Nulls::First => "first",
+            Nulls::Last => "last",
+        };
+        sql.push_str(if sql.is_empty() { " order by " } else { ", " });
+        sql.push_str(&format!("r.{}{collation} {dir} nulls {nulls}", quoted(&by.column)));
+    }
+    sql
 }
 
 fn is_text(type_name: &str) -> bool {

@@ -92,6 +92,24 @@ impl Filter {
         matches!(self, Self::All(all) if all.is_empty())
     }
 
+    /// Columns, by their place, that have one of these values in every row that it holds for. Only of types whose values
+    /// are equal exactly if their texts are, so that a row can be looked up by its text.
+    pub fn pinned(&self, schema: &Schema) -> Vec<(usize, Vec<Arc<str>>)> {
+        let place = |name: &str| {
+            let place = schema.columns.iter().position(|column| &*column.name == name)?;
+            let column = &schema.columns[place];
+            can_equal(&column.type_name, column.kind).then_some(place)
+        };
+        match self {
+            Self::All(all) => all.iter().flat_map(|filter| filter.pinned(schema)).collect(),
+            Self::Compare { column, op: Comparison::Eq, value } => {
+                place(column).map(|place| (place, vec![value.clone()])).into_iter().collect()
+            }
+            Self::In { column, values } => place(column).map(|place| (place, values.clone())).into_iter().collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// The columns that it names.
     pub fn columns(&self) -> Vec<&Arc<str>> {
         match self {

@@ -72,16 +72,60 @@ impl ChannelRequest {
         if name.is_empty() || name.len() > 63 || !name.bytes().all(may_stand) {
             return Err(unknown_publication(name));
         }
-        let mut filters = Vec::new();
+        let mut request =
+            Self { publication: name.into(), filters: Vec::new(), select: None, order: Vec::new(), limit: None };
         let mut at = name.len() + 1;
         for pair in query.split('&') {
-            if !pair.is_empty() {
-                filters.push(read_filter(pair, at)?);
+            match pair.split_once('=') {
+                _ if pair.is_empty() => {}
+                Some(("select", names)) => request.select = Some(read_names(names, at + "select=".len())),
+                Some(("order", terms)) => request.order = read_order(terms, at + "order=".len())?,
+                Some(("limit", limit)) => request.limit = Some(read_limit(limit, at + "limit=".len())?),
+                _ => request.filters.push(read_filter(pair, at)?),
             }
             at += pair.len() + 1;
         }
-        Ok(Self { publication: name.into(), filters, select: None, order: Vec::new(), limit: None })
+        Ok(request)
     }
+}
+
+fn read_names(names: &str, mut at: usize) -> Vec<Named> {
+    let named = |name: &str| {
+        let named = Named { name: name.into(), at };
+        at += name.len() + 1;
+        named
+    };
+    names.split(',').map(named).collect()
+}
+
+/// Reads `column.desc.nullslast,…`; nulls come last ascending and first descending, where nothing is said.
+fn read_order(terms: &str, at: usize) -> Result<Vec<OrderTerm>, Refusal> {
+    let read = |term: Named| {
+        let mut parts = term.name.split('.');
+        let name = parts.next().unwrap_or_default();
+        let (mut dir, mut nulls) = (Direction::Asc, None);
+        for part in parts {
+            match part {
+                "asc" => dir = Direction::Asc,
+                "desc" => dir = Direction::Desc,
+                "nullsfirst" => nulls = Some(Nulls::First),
+                "nullslast" => nulls = Some(Nulls::Last),
+                other => {
+                    let message = format!("`{}` is not asc, desc, nullsfirst or nullslast", shortened(other));
+                    return Err(Refusal { at: Some(term.at), ..Refusal::new(ErrorCode::BadQuery, message) });
+                }
+            }
+        }
+        let usual = if dir == Direction::Desc { Nulls::First } else { Nulls::Last };
+        let column = Named { name: name.into(), at: term.at };
+        Ok(OrderTerm { column, dir, nulls: nulls.unwrap_or(usual) })
+    };
+    read_names(terms, at).into_iter().map(read).collect()
+}
+
+fn read_limit(limit: &str, at: usize) -> Result<u32, Refusal> {
+    let message = || format!("`{}` is not a number of rows", shortened(limit));
+    limit.parse().map_err(|_| Refusal { at: Some(at), ..Refusal::new(ErrorCode::BadQuery, message()) })
 }
 
 /// Reads `column=eq.literal`, decoded as a form's query string is.
@@ -169,8 +213,9 @@ mod tests {
     #[test]
     fn a_query_that_is_not_supported_names_its_place() {
         for (text, at) in [
-            ("orders?select=id", 7),
-            ("orders?status=eq.open&limit=5", 22),
+            ("orders?order=id.up", 13),
+            ("orders?status=eq.open&limit=many", 28),
+            ("orders?offset=5", 7),
             ("orders?total=gt.5", 13),
             ("orders?status", 7),
             ("orders?a=eq.%ff", 9),

@@ -147,7 +147,7 @@ async fn equal_queries_are_one_channel_and_wrong_ones_are_refused_by_place() {
         ("orders?status=eq.open&nope=eq.1", 22, "there is no column `nope`"),
         ("orders?id=eq.1;drop table orders", 7, "invalid input syntax"),
         ("prices?amount=eq.1", 7, "numeric cannot be filtered yet"),
-        ("orders?limit=5", 7, "`limit` is not supported yet"),
+        ("orders?offset=5", 7, "`offset` is not supported yet"),
     ] {
         let (status, body) = node.get(&format!("/v1/rows/{}", channel.replace(' ', "%20"))).await.expect("an answer");
         let body: serde_json::Value = serde_json::from_str(&body).expect("problem JSON");

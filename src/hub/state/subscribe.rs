@@ -287,7 +287,8 @@ impl HubState {
             self.effects.push(Effect::Feed(spec.feed.clone()));
         }
         let feed: &mut Feed = self.feeds.entry(spec.feed.clone()).or_default();
-        feed.channels.push(number);
+        feed.channels.insert(number);
+        feed.flying.insert(number);
         self.by_spec.insert(spec.clone(), number);
         self.channels.insert(number, Channel::new(spec, number, flight, now));
         self.pending.insert(number);

@@ -18,6 +18,7 @@ use crate::rows::Rows;
 use crate::snapshots::{Fresh, HeldLock, Place};
 use crate::store::{Beat, Entry, LogRead, Push, Touched};
 use crate::version::{Cut, Epoch, Version};
+use crate::view::View;
 
 const EPOCH: &str = "k3f9";
 
@@ -185,12 +186,17 @@ impl Node {
         let fresh = Fresh {
             rows: Rows::at(version, rows.iter().map(|&(id, n)| row(id, n))),
             place,
-            schema: Arc::new(schema()),
+            view: self.view(flight.0),
             epoch: Epoch::new(EPOCH),
             lock: None,
         };
         self.state.on_landed(flight.0, flight.1, Ok(fresh), self.now);
         self.turn();
+    }
+
+    /// What a channel makes of the feed's rows.
+    fn view(&self, number: ChannelNumber) -> Arc<View> {
+        Arc::new(View::new(&self.state.channels[&number].spec, &Arc::new(schema())).expect("a view"))
     }
 
     /// Rows of a query of our own, under the cluster's lock; whether the lock is given back at once.
@@ -199,7 +205,7 @@ impl Node {
         let fresh = Fresh {
             rows: Rows::at(Version(0), [row(1, 1)]),
             place: Place::Sees(place.parse().expect("a snapshot")),
-            schema: Arc::new(schema()),
+            view: self.view(flight.0),
             epoch: Epoch::new(EPOCH),
             lock: Some(lock),
         };
@@ -518,7 +524,7 @@ fn a_new_epoch_is_told_with_the_difference() {
         let fresh = Fresh {
             rows: Rows::at(Version(50), [row(1, 100), row(2, 200)]),
             place: Place::At(Version(50)),
-            schema: Arc::new(schema()),
+            view: node.view(flight.0),
             epoch: Epoch::new("next"),
             lock: None,
         };
@@ -731,7 +737,7 @@ fn an_epoch_whose_versions_began_again_below_is_told_with_snapshots() {
         let fresh = Fresh {
             rows: Rows::at(Version(20), [row(2, 200)]),
             place: Place::At(Version(20)),
-            schema: Arc::new(schema()),
+            view: node.view(flight.0),
             epoch: Epoch::new("restored"),
             lock: None,
         };
