@@ -69,8 +69,8 @@ pub struct Rows {
     window: Option<Window>,
 }
 
-/// A window has fewer rows to show than there may be: the channel has to be read again. What is held is right as far as
-/// it goes, and why rows left is kept.
+/// A window has fewer rows to show than there may be: the channel has to be read again. Of the step that led to it only
+/// the rows that left are told, with the reason, which is not known any more when the rows are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the window has run out of spare rows")]
 pub struct RanOut;
@@ -292,7 +292,9 @@ impl Rows {
         affected.extend(moved.crossed);
         for key in affected {
             match window.shown(&key) {
-                Some(row) => self.show(&key, row.clone(), version, changes),
+                Some(row) if !window.has_run_out() => self.show(&key, row.clone(), version, changes),
+                // What comes in instead is not known; who has left is, and why.
+                Some(_) => {}
                 None => self.hide(&key, Some(left.get(&key).copied().unwrap_or(Why::Window)), version, changes),
             }
         }

@@ -48,10 +48,13 @@ struct Pin {
     values: Vec<Arc<str>>,
 }
 
+/// Channels by what they want in the columns of their pin.
+type ByValue = HashMap<Arc<str>, HashSet<ChannelNumber>>;
+
 /// The channels of one schema.
 #[derive(Debug, Default)]
 struct Pins {
-    by_columns: HashMap<Box<[usize]>, HashMap<Arc<str>, HashSet<ChannelNumber>>>,
+    by_columns: HashMap<Box<[usize]>, ByValue>,
     unpinned: HashSet<ChannelNumber>,
 }
 
@@ -290,5 +293,104 @@ fn concern(concerned: &mut BTreeMap<ChannelNumber, Concern>, number: ChannelNumb
                 places.push(at);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::ChannelSpec;
+    use crate::identity::ResolvedPolicy;
+    use crate::publication::{Column, FeedKey, Schema};
+    use crate::query::{Comparison, Filter, Query};
+
+    fn equals(column: &str, value: &str) -> Filter {
+        Filter::Compare { column: column.into(), op: Comparison::Eq, value: value.into() }
+    }
+
+    fn view(policy: Filter, filter: Filter) -> View {
+        let columns = ["id", "tenant", "status", "customer"].map(|name| Column::new(name, "text")).to_vec();
+        let schema = Arc::new(Schema { columns, key: vec![0] });
+        let feed = FeedKey { name: "a".into(), generation: 1 };
+        let query = Query { filter, ..Query::default() };
+        View::new(&ChannelSpec { feed, policy: ResolvedPolicy::Filter(policy), query }, &schema).expect("a view")
+    }
+
+    fn state(id: u32, tenant: &str, status: &str) -> State {
+        let row = Row::parse(&format!(r#"["{id}",{tenant},{status},null]"#)).expect("a row");
+        State { key: Key::new(format!(r#"["{id}"]"#)), row: Some(Arc::new(row)) }
+    }
+
+    fn numbers(concerned: &BTreeMap<ChannelNumber, Concern>) -> Vec<u64> {
+        concerned.keys().map(|number| number.0).collect()
+    }
+
+    #[test]
+    fn channels_are_found_by_all_that_pins_them_policy_and_query_alike() {
+        let mut index = Index::default();
+        let everything = Filter::default();
+        let tenant = |value: &str| equals("tenant", value);
+        let open = view(tenant("7"), equals("status", "\"open\""));
+        let schema_id = open.feed_schema_id().clone();
+        index.join(ChannelNumber(1), &open, [].iter());
+        index.join(ChannelNumber(2), &view(tenant("7"), everything.clone()), [].iter());
+        index.join(ChannelNumber(3), &view(tenant("8"), everything.clone()), [].iter());
+        index.join(ChannelNumber(4), &view(everything.clone(), everything.clone()), [].iter());
+        // Both bounds at once: the second tenant is all that is left.
+        let both = Filter::In { column: "tenant".into(), values: vec!["8".into(), "9".into()] };
+        index.join(ChannelNumber(5), &view(tenant("8"), both), [].iter());
+        index.join(ChannelNumber(6), &view(tenant("7"), tenant("8")), [].iter());
+        let found = |index: &Index, state: State| numbers(&index.concerned(&schema_id, &[state]));
+        assert_eq!(found(&index, state(1, "7", "\"open\"")), [1, 2, 4]);
+        assert_eq!(found(&index, state(1, "7", "\"paid\"")), [2, 4]);
+        assert_eq!(found(&index, state(1, "8", "\"open\"")), [3, 4, 5]);
+        assert_eq!(found(&index, state(1, "9", "null")), [4]);
+        let several = [state(1, "8", "null"), state(2, "9", "null"), state(3, "8", "null")];
+        let concerned = index.concerned(&schema_id, &several);
+        assert_eq!(concerned[&ChannelNumber(3)], Concern::These(vec![0, 2]));
+        assert_eq!(concerned[&ChannelNumber(4)], Concern::All);
+        for number in 1..=6 {
+            index.leave(ChannelNumber(number), [].iter());
+        }
+        assert!(index.members.is_empty() && index.by_schema.is_empty() && index.holders.is_empty());
+    }
+
+    #[test]
+    fn who_has_a_row_is_found_by_its_key_until_it_has_it_no_more() {
+        let mut index = Index::default();
+        let key = Key::new("[\"1\"]");
+        let view = |tenant: &str| view(Filter::default(), equals("tenant", tenant));
+        let schema_id = view("7").feed_schema_id().clone();
+        for (number, tenant) in [(1, "7"), (2, "8"), (3, "9")] {
+            index.join(ChannelNumber(number), &view(tenant), [key.clone()].iter());
+        }
+        let gone = [State { key: key.clone(), row: None }];
+        assert_eq!(numbers(&index.concerned(&schema_id, &gone)), [1, 2, 3]);
+        index.note(ChannelNumber(1), [&key].into_iter(), |_| false);
+        index.leave(ChannelNumber(2), [key.clone()].iter());
+        assert_eq!(numbers(&index.concerned(&schema_id, &gone)), [3]);
+        index.note(ChannelNumber(3), [&key].into_iter(), |_| false);
+        assert!(index.holders.is_empty());
+    }
+
+    #[test]
+    fn lists_whose_combinations_are_too_many_are_left_out_longest_first() {
+        let list = |column: &str, count: usize| Filter::In {
+            column: column.into(),
+            values: (0..count).map(|value| value.to_string().into()).collect(),
+        };
+        let filter = Filter::all([list("tenant", 300), list("status", 20), list("customer", 12)]);
+        let pin = Pin::of(&view(Filter::default(), filter)).expect("a pin");
+        assert_eq!((&*pin.columns, pin.values.len()), ([2, 3].as_slice(), 240));
+        let pin = Pin::of(&view(Filter::default(), list("tenant", 300))).expect("a pin");
+        assert_eq!((&*pin.columns, pin.values.len()), ([1].as_slice(), 300));
+    }
+
+    #[test]
+    fn channels_of_another_schema_are_concerned_by_everything() {
+        let mut index = Index::default();
+        index.join(ChannelNumber(1), &view(Filter::default(), equals("tenant", "7")), [].iter());
+        let concerned = index.concerned("another", &[state(1, "8", "null")]);
+        assert_eq!(concerned[&ChannelNumber(1)], Concern::All);
     }
 }

@@ -128,7 +128,8 @@ impl Filter {
 /// A filter, ready to be asked about rows of one schema.
 #[derive(Clone, Debug, Default)]
 pub struct Predicate {
-    equals: Vec<(usize, Arc<str>)>,
+    /// Columns, and what each of them may be.
+    any_of: Vec<(usize, Vec<Arc<str>>)>,
 }
 
 impl Predicate {
@@ -136,19 +137,20 @@ impl Predicate {
     pub fn new(filter: &Filter, schema: &Schema) -> Option<Self> {
         let place = |name: &str| schema.columns.iter().position(|column| &*column.name == name);
         let one = |filter: &Filter| match filter {
-            Filter::Compare { column, op: Comparison::Eq, value } => Some((place(column)?, value.clone())),
+            Filter::Compare { column, op: Comparison::Eq, value } => Some((place(column)?, vec![value.clone()])),
+            Filter::In { column, values } => Some((place(column)?, values.clone())),
             _ => None,
         };
-        let equals = match filter {
+        let any_of = match filter {
             Filter::All(all) => all.iter().map(one).collect::<Option<_>>()?,
             filter => vec![one(filter)?],
         };
-        Some(Self { equals })
+        Some(Self { any_of })
     }
 
     /// Whether the filter is true for a row; unknown is not true.
     pub fn holds(&self, row: &Row) -> bool {
-        self.equals.iter().all(|(column, value)| row.value(*column) == &**value)
+        self.any_of.iter().all(|(column, values)| values.iter().any(|value| row.value(*column) == &**value))
     }
 }
 

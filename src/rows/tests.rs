@@ -185,7 +185,7 @@ fn a_window_that_may_lack_rows_runs_out_and_is_refilled_before() {
     let left = rows.apply(Version(6), Version(7), &[delete(3), delete(4)], &view);
     assert_eq!(left, Err(RanOut));
     let changes = rows.replace(Version(6), Version(7), read(6..=9, true), &view);
-    assert_eq!((shown(&rows), changes.rows.len()), (vec![6, 7], 1));
+    assert_eq!((shown(&rows), changes.rows.len(), changes.gone.len()), (vec![6, 7], 2, 0));
     let since = rows.changes_since(Version(6)).expect("where the clients stand");
     assert_eq!((since.rows.len(), since.gone.len()), (2, 2));
     assert!(since.gone.iter().all(|(_, why)| *why == Some(Why::Deleted)));

@@ -468,8 +468,8 @@ impl HubState {
         }
     }
 
-    /// Channels of generations that are gone, and those that filter by a column whose type changed, since their values
-    /// were cast to the old one: their subscribers move to the channel that the same request means now, or are refused.
+    /// Channels of generations that are gone, those that filter by a column whose type changed, since their values were
+    /// cast to the old one, or are ordered by it, and those that lack a column: their subscribers move to the channel that the same request means now, or are refused.
     fn follow_catalogue(&mut self, before: Option<&Catalogue>, catalogue: &Catalogue, now: Instant) {
         let gone: Vec<ChannelNumber> = self
             .channels
@@ -480,7 +480,7 @@ impl HubState {
                     .get(&channel.feed().name)
                     .is_none_or(|publication| publication.feed != *channel.feed())
                     || before.is_some_and(|before| {
-                        filter_types(&channel.spec, before) != filter_types(&channel.spec, catalogue)
+                        named_columns(&channel.spec, before) != named_columns(&channel.spec, catalogue)
                     })
             })
             .map(|channel| channel.number)
@@ -516,12 +516,15 @@ impl HubState {
     }
 }
 
-/// The types of the columns that a channel filters by; `None` for one that is not there.
-fn filter_types<'a>(spec: &ChannelSpec, catalogue: &'a Catalogue) -> Vec<Option<&'a str>> {
+/// The types of the columns that a channel filters and is ordered by, and of those asked for only whether they are there.
+fn named_columns<'a>(spec: &ChannelSpec, catalogue: &'a Catalogue) -> Vec<Option<&'a str>> {
     let publication = catalogue.publications.get(&spec.feed.name);
     let columns = publication.map(|publication| publication.schema.columns.as_slice()).unwrap_or_default();
     let type_of = |name: &str| columns.iter().find(|column| &*column.name == name).map(|column| &*column.type_name);
-    spec.query.filter.columns().into_iter().map(|name| type_of(name)).collect()
+    let filter = spec.filter();
+    let compared = filter.columns().into_iter().chain(spec.query.order.iter().map(|by| &by.column));
+    let selected = spec.query.select.iter().flatten();
+    compared.map(|name| type_of(name)).chain(selected.map(|name| type_of(name).map(|_| "there"))).collect()
 }
 
 /// Does something with a client, if it is still there.

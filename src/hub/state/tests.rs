@@ -18,7 +18,9 @@ use crate::rows::Rows;
 use crate::snapshots::{Fresh, HeldLock, Place};
 use crate::store::{Beat, Entry, LogRead, Push, Touched};
 use crate::version::{Cut, Epoch, Version};
-use crate::view::View;
+use crate::view::{Verdict, View};
+
+mod views;
 
 const EPOCH: &str = "k3f9";
 
@@ -179,14 +181,24 @@ impl Node {
     }
 
     fn land(&mut self, flight: &(ChannelNumber, u64, String), place: Place, rows: &[(u64, u64)]) {
+        self.land_first(flight, place, rows, true);
+    }
+
+    /// The same, of a window: `all` the rows there are, or the first of them.
+    fn land_first(&mut self, flight: &(ChannelNumber, u64, String), place: Place, rows: &[(u64, u64)], all: bool) {
+        let view = self.view(flight.0);
+        let members = rows.iter().map(|&(id, n)| row(id, n)).filter_map(|(key, row)| match view.judge(Some(&row)) {
+            Verdict::Member(row) => Some((key, row)),
+            Verdict::Not(_) => None,
+        });
         let version = match &place {
             Place::At(version) => *version,
             Place::Sees(_) => Version(0),
         };
         let fresh = Fresh {
-            rows: Rows::at(version, rows.iter().map(|&(id, n)| row(id, n))),
+            rows: Rows::read(&view, version, members.collect(), all),
             place,
-            view: self.view(flight.0),
+            view,
             epoch: Epoch::new(EPOCH),
             lock: None,
         };
