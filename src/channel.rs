@@ -1,11 +1,13 @@
 //! A channel: publication + resolved policy + query, in canonical form. The unit of caching, of fan-out and of permission.
 
+use std::sync::Arc;
+
 use sha2::{Digest, Sha256};
 
 use crate::identity::ResolvedPolicy;
 use crate::protocol::{Direction, Nulls, OrderBy};
 use crate::publication::{FeedKey, Schema};
-use crate::query::Query;
+use crate::query::{Filter, Query};
 use crate::version::base36;
 
 /// Publication + resolved policy + query, in canonical form: the unit of caching, of fan-out and of permission.
@@ -26,6 +28,29 @@ impl ChannelSpec {
     /// The tag that clients resume with: the channel, and the columns with types and key that its rows have.
     pub fn tag(&self, schema: &Schema) -> String {
         digest(&format!("{} {}", self.canonical(), schema.id()))
+    }
+
+    /// What holds for the channel's rows: what the policy shows of those that the query asks for.
+    pub fn filter(&self) -> Filter {
+        let policy = match &self.policy {
+            ResolvedPolicy::Filter(filter) => Some(filter.clone()),
+            ResolvedPolicy::Public | ResolvedPolicy::Authenticated | ResolvedPolicy::Rls(_) => None,
+        };
+        Filter::all(policy.into_iter().chain([self.query.filter.clone()]))
+    }
+
+    /// The columns that policy and query name: where one of them has changed, the channel means something else.
+    pub fn columns(&self) -> Vec<Arc<str>> {
+        let query = &self.query;
+        let mut columns: Vec<Arc<str>> = self.filter().columns().into_iter().cloned().collect();
+        columns.extend(query.select.iter().flatten().cloned());
+        columns.extend(query.order.iter().map(|by| by.column.clone()));
+        columns
+    }
+
+    /// Whether it means the same whatever the columns are.
+    pub fn names_no_column(&self) -> bool {
+        self.columns().is_empty()
     }
 
     /// JSON texts, so nothing in a value can be taken for what stands between two.
@@ -55,7 +80,7 @@ fn digest(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::query::{Comparison, Filter};
+    use crate::query::Comparison;
 
     #[test]
     fn equal_queries_are_one_channel_and_different_ones_are_not() {

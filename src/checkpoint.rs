@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 use crate::entry::{Key, Row, States};
 use crate::protocol::Why;
 use crate::publication::Schema;
-use crate::query::{Predicate, Query};
+use crate::query::{Filter, Predicate};
 use crate::rows::{Held, Rows, Tombstone};
 use crate::store::Entry;
 use crate::version::{Cut, Version};
@@ -118,16 +118,16 @@ impl Checkpoint {
         })
     }
 
-    /// Applies the log's entries above the checkpoint, and stands at `head` then. `query`: the channel's own.
+    /// Applies the log's entries above the checkpoint, and stands at `head` then. `filter`: the channel's own.
     ///
     /// # Errors
     /// See [`CannotRoll`]: nothing is rolled forward across a resync, an epoch or a change of columns.
-    pub fn roll_forward(mut self, entries: &[Arc<Entry>], head: &Cut, query: &Query) -> Result<Self, CannotRoll> {
+    pub fn roll_forward(mut self, entries: &[Arc<Entry>], head: &Cut, filter: &Filter) -> Result<Self, CannotRoll> {
         if head.epoch != self.cut.epoch {
             return Err(CannotRoll::Epoch);
         }
         let schema_id = self.schema.id();
-        let membership = Predicate::new(&query.filter, &self.schema).ok_or(CannotRoll::Schema)?;
+        let membership = Predicate::new(filter, &self.schema).ok_or(CannotRoll::Schema)?;
         let mut at = self.cut.version;
         for entry in entries.iter().filter(|entry| entry.version > self.cut.version) {
             if entry.epoch != self.cut.epoch {
@@ -208,7 +208,7 @@ mod tests {
         let mut writer = PartsWriter::new(&start.schema.id());
         writer.push("[5]", Some("[5]"));
         let states = Arc::new(Entry { base: Version(41), ..(*entry(47, writer.finish())).clone() });
-        let rolled = start.roll_forward(&[states], &cut(47), &Query::default()).expect("rolls");
+        let rolled = start.roll_forward(&[states], &cut(47), &Filter::default()).expect("rolls");
         assert!(rolled.rows.reaches(Version(43)), "where it stood");
         assert!(!rolled.rows.reaches(Version(44)), "a version that was lost");
     }
@@ -220,20 +220,20 @@ mod tests {
         writer.push("[5]", Some("[5]"));
         let states = entry(45, writer.finish());
         let rolled =
-            start.clone().roll_forward(std::slice::from_ref(&states), &cut(46), &Query::default()).expect("rolls");
+            start.clone().roll_forward(std::slice::from_ref(&states), &cut(46), &Filter::default()).expect("rolls");
         assert_eq!((rolled.cut.version, rolled.rows.len()), (Version(46), 2));
 
         let marker = entry(46, vec![States::marker_part("truncate")]);
         assert_eq!(
-            start.clone().roll_forward(&[states, marker], &cut(46), &Query::default()).expect_err("a marker"),
+            start.clone().roll_forward(&[states, marker], &cut(46), &Filter::default()).expect_err("a marker"),
             CannotRoll::Marker("truncate".into())
         );
         let other = entry(45, PartsWriter::new("other").finish());
         assert_eq!(
-            start.clone().roll_forward(&[other], &cut(46), &Query::default()).expect_err("columns"),
+            start.clone().roll_forward(&[other], &cut(46), &Filter::default()).expect_err("columns"),
             CannotRoll::Schema
         );
         let epoch = Cut { epoch: Epoch::new("other"), ..cut(46) };
-        assert_eq!(start.roll_forward(&[], &epoch, &Query::default()).expect_err("an epoch"), CannotRoll::Epoch);
+        assert_eq!(start.roll_forward(&[], &epoch, &Filter::default()).expect_err("an epoch"), CannotRoll::Epoch);
     }
 }

@@ -662,7 +662,7 @@ impl HubState {
             self.fly_again(number, at_least, Some(now + FLIGHT_RETRY));
             return;
         }
-        let Some(membership) = Predicate::new(&channel.spec.query.filter, &fresh.schema) else {
+        let Some(membership) = Predicate::new(&channel.spec.filter(), &fresh.schema) else {
             let refusal = Refusal::new(ErrorCode::BadQuery, "the publication no longer has a column of the query");
             self.close_channel(number, &refusal);
             return;
