@@ -1,5 +1,7 @@
 //! A channel: publication + resolved policy + query, in canonical form. The unit of caching, of fan-out and of permission.
 
+use std::sync::Arc;
+
 use sha2::{Digest, Sha256};
 
 use crate::identity::ResolvedPolicy;
@@ -26,6 +28,20 @@ impl ChannelSpec {
     /// The tag that clients resume with: the channel, and the columns with types and key that its rows have.
     pub fn tag(&self, schema: &Schema) -> String {
         digest(&format!("{} {}", self.canonical(), schema.id()))
+    }
+
+    /// The columns that policy and query name: where one of them has changed, the channel means something else.
+    pub fn columns(&self) -> Vec<Arc<str>> {
+        let query = &self.query;
+        let mut columns: Vec<Arc<str>> = self.filter().columns().into_iter().cloned().collect();
+        columns.extend(query.select.iter().flatten().cloned());
+        columns.extend(query.order.iter().map(|by| by.column.clone()));
+        columns
+    }
+
+    /// Whether it means the same whatever the columns are.
+    pub fn names_no_column(&self) -> bool {
+        self.columns().is_empty()
     }
 
     /// JSON texts, so nothing in a value can be taken for what stands between two.

@@ -1,15 +1,17 @@
 //! Who a client is, and what a publication's policy becomes for it.
 //!
 //! Every channel is resolved through [`resolve`], and its result is part of the channel and of every cache key: the cache
-//! key is the permission. Today `public` opens, and everything else refuses.
+//! key is the permission.
 
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::protocol::{ErrorCode, Refusal};
-use crate::publication::{Policy, Publication};
 use crate::query::Filter;
+
+mod policy;
+
+pub use policy::resolve;
 
 /// A client's proved identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,17 +69,4 @@ pub struct RlsIdentity {
     pub role: String,
     /// `request.jwt.claims`: the declared claims as JSON text, sorted by name.
     pub claims: String,
-}
-
-/// What an identity may see of a publication.
-///
-/// # Errors
-/// `forbidden`, with nothing about the publication in it.
-pub fn resolve(_identity: &Identity, publication: &Publication) -> Result<ResolvedPolicy, Refusal> {
-    match &publication.policy {
-        Policy::Public => Ok(ResolvedPolicy::Public),
-        Policy::Authenticated | Policy::Filter(_) | Policy::Rls => {
-            Err(Refusal::new(ErrorCode::Forbidden, "this publication is not open to you"))
-        }
-    }
 }

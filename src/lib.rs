@@ -12,6 +12,8 @@ pub mod entry;
 
 pub mod protocol;
 
+pub mod value;
+
 pub mod order;
 
 pub mod metrics;

@@ -15,6 +15,7 @@
 //! brings what lands to its own version first. No query of ours waits for a lock while it holds one, and a query that
 //! somebody waits behind is cancelled.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,10 +30,9 @@ use crate::channel::ChannelSpec;
 use crate::checkpoint::Checkpoint;
 use crate::entry::{Key, Row};
 use crate::metrics::{self, CacheResult};
-use crate::order::plain;
-use crate::protocol::{Direction, ErrorCode, Nulls, Refusal};
-use crate::publication::{Catalogue, FeedKey, Publication, Schema};
-use crate::query::{Comparison, Filter, Literal, Query};
+use crate::protocol::{ErrorCode, Refusal};
+use crate::publication::{Catalogue, FeedKey, Publication};
+use crate::query::{Bound, Literal, Where, order_by};
 use crate::rows::{Rows, Window};
 use crate::store::Store;
 use crate::version::{Cut, Epoch, PgSnapshot, Version};
@@ -154,25 +154,46 @@ impl Snapshots {
         Ok(catalogue::describe(&mut connection).await?.catalogue)
     }
 
-    /// Has Postgres cast literals of filters: the value as rows have it, as JSON text, or Postgres' message.
+    /// Has Postgres cast literals of filters: the value as rows have it, as JSON text, or Postgres' message. One statement
+    /// casts all of a type; where that fails, halves of them, until it is known which cannot be cast.
     pub async fn cast(&self, literals: Vec<Literal>) -> Vec<(Literal, Result<Arc<str>, String>)> {
-        let mut answers = Vec::with_capacity(literals.len());
+        let mut by_type: BTreeMap<Arc<str>, Vec<Literal>> = BTreeMap::new();
         for literal in literals {
-            let (type_name, text) = &literal;
-            // The name comes from `rowcast.describe()`, quoted.
-            let written = if matches!(&**type_name, "pg_catalog.int8" | "pg_catalog.numeric") { "::text" } else { "" };
-            let sql = format!("select to_json($1::text::{type_name}{written})::text");
-            let answer = sqlx::query_scalar::<_, String>(AssertSqlSafe(sql)).bind(&**text).fetch_one(&self.database);
-            match answer.await {
-                Ok(value) => answers.push((literal, Ok(value.into()))),
-                Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| code.starts_with("22")) => {
-                    answers.push((literal, Err(error.message().to_owned())));
+            by_type.entry(literal.0.clone()).or_default().push(literal);
+        }
+        let mut answers = Vec::new();
+        let mut batches: Vec<Vec<Literal>> = by_type.into_values().collect();
+        while let Some(mut batch) = batches.pop() {
+            match self.cast_batch(&batch).await {
+                Ok(values) => {
+                    answers.extend(batch.into_iter().zip(values).map(|(literal, value)| (literal, Ok(value.into()))));
+                }
+                Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| is_about_a_literal(&code)) => {
+                    if batch.len() == 1 {
+                        answers.extend(batch.pop().map(|literal| (literal, Err(error.message().to_owned()))));
+                    } else {
+                        batches.push(batch.split_off(batch.len() / 2));
+                        batches.push(batch);
+                    }
                 }
                 // Whoever waits for it is told `unavailable` in time.
-                Err(error) => tracing::warn!(%error, "a literal could not be cast"),
+                Err(error) => tracing::warn!(%error, "literals could not be cast"),
             }
         }
         answers
+    }
+
+    /// Casts literals of one type.
+    async fn cast_batch(&self, batch: &[Literal]) -> Result<Vec<String>, sqlx::Error> {
+        let Some((type_name, _)) = batch.first() else { return Ok(Vec::new()) };
+        // The name comes from `rowcast.describe()`, quoted.
+        let written = if matches!(&**type_name, "pg_catalog.int8" | "pg_catalog.numeric") { "::text" } else { "" };
+        let sql = format!(
+            "select to_json(literal::{type_name}{written})::text
+             from unnest($1::text[]) with ordinality as literals (literal, place) order by place"
+        );
+        let texts: Vec<&str> = batch.iter().map(|(_, text)| &**text).collect();
+        sqlx::query_scalar(AssertSqlSafe(sql)).bind(texts).fetch_all(&self.database).await
     }
 
     /// Reads a channel's rows from wherever they are cheapest.
@@ -336,8 +357,7 @@ impl Snapshots {
             .filter(|publication| publication.feed == order.spec.feed && publication.relation == *relation)
             .ok_or_else(|| OpenError::Again("the publication has changed".to_owned()))?;
         // The filters' values were cast to the columns that the hub knew; it looks again before this is asked again.
-        let is_plain = order.spec.query == Query::default() && order.spec.filter().is_everything();
-        if publication.schema_id != order.publication.schema_id && !is_plain {
+        if publication.schema_id != order.publication.schema_id && !order.spec.names_no_column() {
             return Err(OpenError::Again("the columns have changed".to_owned()));
         }
         let Some(view) = View::new(&order.spec, &publication.schema).map(Arc::new) else {
@@ -428,38 +448,24 @@ async fn read_rows(
     settings: &SnapshotSettings,
 ) -> Result<(Vec<(Key, Arc<Row>)>, bool), OpenError> {
     let Publication { key_sql, row_sql, relation, .. } = publication;
-    // All three come from `rowcast.describe()`, with identifiers quoted.
-    let mut sql = format!("select {key_sql}, {row_sql} from {relation} as r where true");
     let filter = spec.filter();
-    let mut values = Vec::new();
-    let filters = match &filter {
-        Filter::All(all) => all.as_slice(),
-        one => std::slice::from_ref(one),
+    let Some(condition) = Where::new([&filter], publication) else {
+        return Err(OpenError::Again("a column of the query has changed".to_owned()));
     };
-    for filter in filters {
-        let Filter::Compare { column: name, op: Comparison::Eq, value } = filter else {
-            return Err(OpenError::Again("a filter of another kind".to_owned()));
-        };
-        let place = publication.schema.columns.iter().position(|column| column.name == *name);
-        let Some(place) = place else {
-            return Err(OpenError::Again("a column of the query has changed".to_owned()));
-        };
-        let cast = &publication.casts[place];
-        values.push(plain(value));
-        let (name, number) = (quoted(name), values.len());
-        sql.push_str(&format!(" and r.{name} = ${number}::text::{cast}"));
-        if is_text(&publication.schema.columns[place].type_name) {
-            // The column's collation, which its indexes have, may take different texts for equal; rows in memory are
-            // compared by their bytes.
-            sql.push_str(&format!(" and r.{name} = ${number}::text collate \"C\""));
-        }
-    }
+    // All three come from `rowcast.describe()`, with identifiers quoted.
+    let mut sql = format!("select {key_sql}, {row_sql} from {relation} as r where {}", condition.sql);
     if let Some(limit) = view.limit() {
-        sql.push_str(&format!("{} limit {}", order_sql(spec, &publication.schema), Window::reading(limit)));
+        let Some(order) = order_by(&spec.order(&publication.schema), publication) else {
+            return Err(OpenError::Again("a column of the order has changed".to_owned()));
+        };
+        sql.push_str(&format!(" order by {order} limit {}", Window::reading(limit)));
     }
     let mut reading = sqlx::query(AssertSqlSafe(sql)).persistent(false);
-    for value in values {
-        reading = reading.bind(value);
+    for value in condition.values {
+        reading = match value {
+            Bound::Text(text) => reading.bind(text),
+            Bound::Texts(texts) => reading.bind(texts),
+        };
     }
     let mut reading = reading.fetch(&mut **connection);
     let mut members = Vec::new();
@@ -493,30 +499,7 @@ async fn read_rows(
     Ok((members, all))
 }
 
-/// `order by` as [`crate::order::RowOrder`] has it: texts by their bytes, and the key, in the same way, at the end.
-fn order_sql(spec: &ChannelSpec, schema: &Schema) -> String {
-    let mut sql = String::new();
-    for by in spec.order(schema) {
-        let is_text = schema.columns.iter().any(|column| column.name == by.column && is_text(&column.type_name));
-        let collation = if is_text { " collate \"C\"" } else { "" };
-        let dir = match by.dir {
-            Direction::Asc => "asc",
-            Direction::Desc => "desc",
-        };
-        let nulls = match by.nulls {
-            Nulls::First => "first",
-            Nulls::Last => "last",
-        };
-        sql.push_str(if sql.is_empty() { " order by " } else { ", " });
-        sql.push_str(&format!("r.{}{collation} {dir} nulls {nulls}", quoted(&by.column)));
-    }
-    sql
-}
-
-fn is_text(type_name: &str) -> bool {
-    matches!(type_name, "text" | "varchar")
-}
-
-fn quoted(identifier: &str) -> String {
-    format!("\"{}\"", identifier.replace('"', "\"\""))
+/// Whether an error says that a literal is wrong: of class 22 (data), 54 (too complex), or not supported.
+fn is_about_a_literal(code: &str) -> bool {
+    code.starts_with("22") || code.starts_with("54") || code == "0A000"
 }

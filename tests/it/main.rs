@@ -16,6 +16,7 @@ mod filters;
 mod handoff;
 mod harness;
 mod publications_live;
+mod query_agrees;
 mod real_input;
 mod steps;
 mod store_faults;
