@@ -83,7 +83,7 @@ impl Piece {
         }
         let mut rest = text.chars();
         let fits = self.parts.iter().all(|part| rest.next().is_some_and(|character| part.fits(character)));
-        fits.then(|| rest.as_str())
+        fits.then_some(rest.as_str())
     }
 
     fn after_first<'a>(&self, text: &'a str) -> Option<&'a str> {

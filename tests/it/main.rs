@@ -15,6 +15,7 @@ mod faults;
 mod filters;
 mod handoff;
 mod harness;
+mod policies;
 mod publications_live;
 mod query_agrees;
 mod real_input;
