@@ -15,7 +15,7 @@ use std::time::Duration;
 use clap::{Args, Command, FromArgMatches, ValueEnum};
 
 pub use identity::IdentityConfig;
-pub use secret::{DatabaseUrl, JwtSecret, RedisUrl};
+pub use secret::{BearerToken, DatabaseUrl, JwtSecret, RedisUrl};
 
 use crate::http::origin::AllowedOrigins;
 

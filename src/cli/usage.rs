@@ -156,7 +156,8 @@ mod tests {
     fn keys_exclude_each_other_and_are_not_repeated() {
         let serve = ["serve", "--database-url", "postgres://db/shop"];
         let secret = "a secret of more than thirty-two bytes";
-        let text = message(&[&serve[..], &["--jwt-secret", secret, "--jwks-url", "https://issuer.example/keys"]].concat());
+        let text =
+            message(&[&serve[..], &["--jwt-secret", secret, "--jwks-url", "https://issuer.example/keys"]].concat());
         assert!(text.contains("ROWCAST_JWT_SECRET (--jwt-secret)"), "{text}");
         assert!(text.contains("ROWCAST_JWKS_URL (--jwks-url)") && text.contains("exclude each other"), "{text}");
         assert!(!text.contains("thirty-two") && !text.contains("issuer.example"), "{text}");

@@ -1,4 +1,4 @@
-//! Addresses that may hold a password, and the secret of tokens, as types that never print it.
+//! Addresses that may hold a password, secrets and tokens, as types that never print them.
 //!
 //! `Debug` and `Display` give the address with `***` in the password's place, fit for logs and messages. Whoever has to
 //! connect asks for the secret by name.
@@ -127,6 +127,34 @@ impl FromStr for JwtSecret {
 }
 
 impl fmt::Debug for JwtSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A client's token.
+#[derive(Clone)]
+pub struct BearerToken(String);
+
+impl BearerToken {
+    /// The token itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for BearerToken {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.trim() {
+            "" => Err("expected a token, such as `rowcast token` prints".into()),
+            token => Ok(Self(token.to_owned())),
+        }
+    }
+}
+
+impl fmt::Debug for BearerToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }

@@ -87,7 +87,8 @@ impl Key {
 
     /// A key of a JWK set; `None` for one that is not for verifying signatures, or of a kind that we do not know.
     fn jwk(jwk: &Jwk) -> Option<Self> {
-        let is_for_signatures = !matches!(&jwk.common.public_key_use, Some(purpose) if *purpose != PublicKeyUse::Signature);
+        let is_for_signatures =
+            !matches!(&jwk.common.public_key_use, Some(purpose) if *purpose != PublicKeyUse::Signature);
         let verifies = jwk.common.key_operations.as_ref().is_none_or(|may| may.contains(&KeyOperations::Verify));
         if !is_for_signatures || !verifies {
             return None;
