@@ -258,7 +258,7 @@ mod tests {
     }
 
     fn parse(flags: &[&str]) -> Result<ServeConfig, clap::Error> {
-        let all = ["rowcast", "--database-url", "postgres://u:secret@db/shop"].iter().chain(flags);
+        let all = ["rowcast", "--database-url", "postgres://u:geheim@db/shop"].iter().chain(flags);
         Only::try_parse_from(all).map(|only| only.serve)
     }
 
@@ -360,6 +360,6 @@ mod tests {
     fn a_printed_config_has_no_password() {
         let config = parse(&["--redis-url", "redis://:hidden@cache:6379"]).expect("fine");
         let text = format!("{config:?}");
-        assert!(!text.contains("secret") && !text.contains("hidden"), "{text}");
+        assert!(!text.contains("geheim") && !text.contains("hidden"), "{text}");
     }
 }

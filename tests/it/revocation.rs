@@ -72,9 +72,9 @@ async fn a_revoked_subject_is_closed_on_all_nodes_and_comes_back_only_with_a_lat
         (read(&one, &fresh).await == 200).then_some(fresh)
     })
     .await;
-    let mut back = open(&other, &later).await;
+    let (mut back, mut there) = (open(&one, &later).await, open(&other, &later).await);
     // And it can be revoked again.
-    closes(&cluster, "select rowcast.revoke('ann')", &mut [&mut back]).await;
+    closes(&cluster, "select rowcast.revoke('ann')", &mut [&mut back, &mut there]).await;
     assert_eq!(refused(&one, &later).await, 4401);
 
     // A node that starts afterwards knows before it lets anybody in.
@@ -89,8 +89,9 @@ async fn a_revoked_subject_is_closed_on_all_nodes_and_comes_back_only_with_a_lat
 async fn a_revoked_session_ends_alone_and_cannot_be_refreshed_into() {
     let (cluster, one, other) = cluster().await;
     let with = |jti: &str| token("ann", 600, &json!({"jti":jti}));
-    let (mut lost, mut kept) = (open(&one, &with("t1")).await, open(&other, &with("t2")).await);
-    closes(&cluster, "select rowcast.revoke_session('t1')", &mut [&mut lost]).await;
+    let (mut here, mut there) = (open(&one, &with("t1")).await, open(&other, &with("t1")).await);
+    let mut kept = open(&other, &with("t2")).await;
+    closes(&cluster, "select rowcast.revoke_session('t1')", &mut [&mut here, &mut there]).await;
     assert_eq!((refused(&other, &with("t1")).await, read(&other, &with("t1")).await), (4401, 401));
     kept.authenticate(&with("t1")).await;
     kept.until("the refresh is refused", |dash| dash.seen.errors == ["bad_token"]).await;
