@@ -1,8 +1,16 @@
 //! Who a client is, and what a publication's policy becomes for it.
 //!
 //! Every channel is resolved through [`resolve`], and its result is part of the channel and of every cache key: the cache
-//! key is the permission. Today `public` opens, and everything else refuses.
+//! key is the permission. An identity is proved by a token: [`token`] verifies it with [`keys`], which [`jwks`] may fetch,
+//! unless it was taken back ([`revocation`]). Today `public` and `authenticated` open, and everything else refuses.
 
+pub mod jwks;
+pub mod keys;
+pub mod revocation;
+mod strict;
+pub mod token;
+
+use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -21,8 +29,8 @@ pub enum Identity {
     Proven(Arc<Claims>),
 }
 
-/// What a verified token says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What a verified token says. Its values are nobody's business but the client's: `Debug` does not print them.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Claims {
     /// All of its claims, as they were signed.
     pub all: serde_json::Map<String, serde_json::Value>,
@@ -43,6 +51,12 @@ impl Claims {
 
     fn text(&self, claim: &str) -> Option<&str> {
         self.all.get(claim).and_then(serde_json::Value::as_str)
+    }
+}
+
+impl fmt::Debug for Claims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claims").field("count", &self.all.len()).field("expires", &self.expires).finish()
     }
 }
 
@@ -73,9 +87,10 @@ pub struct RlsIdentity {
 ///
 /// # Errors
 /// `forbidden`, with nothing about the publication in it.
-pub fn resolve(_identity: &Identity, publication: &Publication) -> Result<ResolvedPolicy, Refusal> {
+pub fn resolve(identity: &Identity, publication: &Publication) -> Result<ResolvedPolicy, Refusal> {
     match &publication.policy {
         Policy::Public => Ok(ResolvedPolicy::Public),
+        Policy::Authenticated if matches!(identity, Identity::Proven(_)) => Ok(ResolvedPolicy::Authenticated),
         Policy::Authenticated | Policy::Filter(_) | Policy::Rls => {
             Err(Refusal::new(ErrorCode::Forbidden, "this publication is not open to you"))
         }

@@ -15,6 +15,8 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use crate::protocol::Beginning;
 
 const SESSIONS: &str = "rowcast_sessions";
+const TOKENS: &str = "rowcast_tokens_total";
+const JWKS_FETCHES: &str = "rowcast_jwks_fetches_total";
 const CHANNELS: &str = "rowcast_channels";
 const CUTS: &str = "rowcast_cuts_total";
 const CUT_SECONDS: &str = "rowcast_cut_seconds";
@@ -124,6 +126,8 @@ fn describe() {
     describe_counter!(SESSION_CLOSES, Unit::Count, "Sessions that ended, by reason");
     describe_counter!(FRAMES_SENT, Unit::Count, "Frames written to websocket clients");
     describe_counter!(BYTES_SENT, Unit::Bytes, "Payload bytes of the frames written to websocket clients");
+    describe_counter!(TOKENS, Unit::Count, "Tokens that clients came with, by what became of them");
+    describe_counter!(JWKS_FETCHES, Unit::Count, "Readings of the issuer's keys after the first, by result");
 }
 
 /// A figure that never moved is 0, not absent: a rate over an absent series is no answer.
@@ -234,6 +238,16 @@ pub fn subscribed(beginning: Beginning) {
         Beginning::Shared => "shared",
     };
     counter!(SUBSCRIPTIONS, "beginning" => name).increment(1);
+}
+
+/// A client came with a token.
+pub fn token(result: &'static str) {
+    counter!(TOKENS, "result" => result).increment(1);
+}
+
+/// The issuer's keys were read again, or could not be.
+pub fn jwks_fetched(is_ok: bool) {
+    counter!(JWKS_FETCHES, "result" => if is_ok { "ok" } else { "failed" }).increment(1);
 }
 
 /// A channel was resynced.
