@@ -27,8 +27,11 @@ const HEARTBEAT_MS = 5_000;
 /** How long an open connection has to answer a ping after the machine may have slept. */
 const WAKE_MS = 3_000;
 
-/** Before asking for a token again that could not be had in time for a refresh. */
+/** Before asking for a token again that could not be had, or was refused, in time for a refresh. */
 const TOKEN_RETRY_MS = 10_000;
+
+/** How long a token function may take: one that never answers must not keep the page offline for ever. */
+const TOKEN_MS_MAX = 30_000;
 
 /** Close codes from here to 4999 are final, also those not known here. */
 const FINAL = 4500;
@@ -68,8 +71,14 @@ export class Socket {
   #silenceMs = 3 * HEARTBEAT_MS;
   #openedAt = 0;
 
-  /** The token in use and until when, our clock. @type {{ text: string, until: number } | null} */
+  /** The last token that the server took, and until when it holds, our clock. @type {{ text: string, until: number } | null} */
   #token = null;
+
+  /** What this connection has said, until the server has answered. @type {string | null} */
+  #offered = null;
+
+  /** Whether this connection was authenticated, by whichever token. */
+  #known = false;
 
   /** What the last token the server called expired was: only another one is fresh. */
   #expired = "";
@@ -140,7 +149,6 @@ export class Socket {
           this.#again(new RowcastError("token_expired", "the token function gave an expired token", { retry: true }), 0);
           return;
         }
-        this.#token = { text, until: Infinity };
         this.#open(text);
       },
       (cause) => {
@@ -156,6 +164,8 @@ export class Socket {
     const socket = new Constructor(this.url, ["rowcast.v1"]);
     this.#socket = socket;
     this.#openedAt = 0;
+    this.#offered = null;
+    this.#known = false;
     this.#silenceMs = 3 * HEARTBEAT_MS;
     this.#heard();
     this.#watchOn();
@@ -163,7 +173,7 @@ export class Socket {
     socket.onopen = () => {
       if (!mine()) return;
       this.#openedAt = Date.now();
-      if (token !== undefined) this.send({ op: "auth", token });
+      if (token !== undefined) this.#authenticate(token);
       this.events.open();
     };
     socket.onmessage = (event) => {
@@ -193,14 +203,37 @@ export class Socket {
         this.#watchOn();
         break;
       case "authenticated":
-        if (this.#token && frame.expires_in_ms >= 0) this.#token.until = Date.now() + frame.expires_in_ms;
+        if (this.#offered !== null) {
+          const until = frame.expires_in_ms >= 0 ? Date.now() + frame.expires_in_ms : Infinity;
+          this.#token = { text: this.#offered, until };
+        }
+        this.#offered = null;
+        this.#known = true;
         break;
       case "expiring":
         this.#refreshToken();
         break;
+      case "error":
+        // Of a first token: the close follows, and says whether another may do. Of a refresh: the old one holds on.
+        if (frame.code === "bad_token" && (frame.id ?? null) === null && this.#known) {
+          this.#offered = null;
+          this.#refreshLater();
+        }
+        break;
       default:
     }
     this.events.frame(frame);
+  }
+
+  /** @param {string} token */
+  #authenticate(token) {
+    this.#offered = token;
+    this.send({ op: "auth", token });
+  }
+
+  #refreshLater() {
+    clearTimeout(this.#refresh);
+    this.#refresh = setTimeout(() => this.#refreshToken(), TOKEN_RETRY_MS);
   }
 
   /** Asks for a new token while the old one still holds. */
@@ -211,13 +244,12 @@ export class Socket {
     askFor(token, "expiring").then(
       (text) => {
         if (turn !== this.#turn || !this.isOpen) return;
-        this.#token = { text, until: Infinity };
-        this.send({ op: "auth", token: text });
+        this.#authenticate(text);
       },
       (cause) => {
         if (turn !== this.#turn || !this.isOpen) return;
         this.events.trouble(new RowcastError("no_token", `the token function failed: ${cause}`, { retry: true }));
-        this.#refresh = setTimeout(() => this.#refreshToken(), TOKEN_RETRY_MS);
+        this.#refreshLater();
       },
     );
   }
@@ -235,7 +267,8 @@ export class Socket {
       return;
     }
     if (code === TOKEN_EXPIRED) {
-      this.#expired = this.#token?.text ?? this.#expired;
+      // A refresh that is still under way is not what has expired.
+      this.#expired = (this.#known ? this.#token?.text : this.#offered) ?? this.#expired;
       this.#token = null;
     }
     this.#again(new RowcastError(name, `the connection is down (${code} ${name})`, { retry: true }), retryAfterMs);
@@ -293,15 +326,28 @@ export class Socket {
 }
 
 /**
- * A promise whatever the function does: return, throw, or give something that is not a text.
+ * A promise that settles whatever the function does: return, throw, give something that is not a text, or nothing at all.
  *
  * @param {(why: "connect" | "expiring" | "expired") => Promise<string> | string} token
  * @param {"connect" | "expiring" | "expired"} why
+ * @returns {Promise<string>}
  */
-async function askFor(token, why) {
-  const text = await token(why);
-  if (typeof text !== "string") throw new TypeError("it gave no text");
-  return text;
+function askFor(token, why) {
+  return new Promise((resolve, reject) => {
+    const late = setTimeout(() => reject(new Error(`nothing in ${TOKEN_MS_MAX / 1_000} s`)), TOKEN_MS_MAX);
+    // Within a function of its own, so that what it throws at once is a rejection too.
+    (async () => token(why))().then(
+      (text) => {
+        clearTimeout(late);
+        if (typeof text === "string" && text !== "") resolve(text);
+        else reject(new TypeError("it gave no text"));
+      },
+      (cause) => {
+        clearTimeout(late);
+        reject(cause);
+      },
+    );
+  });
 }
 
 /** @param {string} text @returns {Record<string, any>} */

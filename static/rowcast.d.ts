@@ -11,7 +11,8 @@ export function connect(url?: string, options?: Options): Connection;
 export interface Options {
   /**
    * A JWT, or a function that gives one: on connecting, while the old one is `expiring`, and when the server has
-   * called it `expired` (then only another one than before is tried). Absent: anonymous, or the cookie.
+   * called it `expired` (then only another one than before is tried). It has 30 s to answer, and is asked again if it
+   * does not, or fails. Absent: anonymous, or the cookie.
    */
   token?: string | ((why: "connect" | "expiring" | "expired") => Promise<string> | string);
   /**

@@ -287,11 +287,18 @@ class Connection {
       case "live":
         this.#live(frame);
         break;
+      case "authenticated":
+        // A token that could not be had, or was refused, is forgiven.
+        if (this.error !== null) {
+          this.error = null;
+          this.#stateTouched = true;
+        }
+        break;
       case "error":
         this.#error(frame);
         break;
       default:
-        // `authenticated`, `expiring`, `pong`, and whatever later servers say.
+        // `expiring`, `pong`, and whatever later servers say.
     }
   }
 

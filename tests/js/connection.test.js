@@ -389,6 +389,80 @@ test("a token function that fails is tried again after a wait", async (t) => {
   assert.equal(WebSocket.opened.length, 1);
 });
 
+test("a token promise that never settles keeps nobody offline for ever", async (t) => {
+  const asked = [];
+  const never = new Promise(() => {});
+  const token = (why) => {
+    asked.push(why);
+    return asked.length === 1 ? never : Promise.resolve(`t${asked.length}`);
+  };
+  const { clock, WebSocket, connection } = opened(t, ["orders"], { token });
+  await clock.pass(29_999);
+  assert.equal(WebSocket.opened.length, 0);
+  await clock.pass(1);
+  assert.equal(connection.error.code, "no_token");
+  await clock.pass(500);
+  WebSocket.last.accept();
+  assert.deepEqual(WebSocket.last.sent[0], { op: "auth", token: "t2" });
+  assert.deepEqual(asked, ["connect", "connect"]);
+});
+
+test("a refresh whose token promise never settles is tried again while the old token holds", async (t) => {
+  let calls = 0;
+  const token = () => (++calls === 2 ? new Promise(() => {}) : Promise.resolve(`t${calls}`));
+  const { clock, WebSocket } = opened(t, [], { token });
+  await settled();
+  const socket = WebSocket.last;
+  socket.accept(60_000);
+  socket.say({ op: "authenticated", sub: "u1", expires_in_ms: 60_000 }, { op: "expiring", expires_in_ms: 60_000 });
+  await clock.pass(39_999);
+  assert.equal(calls, 2);
+  await clock.pass(1);
+  assert.deepEqual(socket.take("auth").map((said) => said.token), ["t1", "t3"]);
+  assert.equal(WebSocket.opened.length, 1);
+});
+
+test("a refused refresh leaves the token that holds, and another is asked for", async (t) => {
+  const tokens = ["good", "bad", "better"];
+  const { clock, WebSocket, connection } = opened(t, [], { token: async () => tokens.shift() });
+  await settled();
+  const socket = WebSocket.last;
+  socket.accept(60_000);
+  socket.say({ op: "authenticated", sub: "u1", expires_in_ms: 600_000 }, { op: "expiring", expires_in_ms: 60_000 });
+  await settled();
+  socket.say({ op: "error", code: "bad_token", message: "no", retry: false });
+  assert.equal(connection.error.code, "bad_token");
+  socket.end(1012);
+  await clock.pass(500);
+  const again = WebSocket.last;
+  again.accept(60_000);
+  assert.deepEqual(again.take("auth"), [{ op: "auth", token: "good" }], "the one that was taken");
+  again.say({ op: "authenticated", sub: "u1", expires_in_ms: 90_000 });
+  assert.equal(connection.error, null);
+  again.say({ op: "expiring", expires_in_ms: 60_000 });
+  await settled();
+  assert.deepEqual(again.take("auth"), [{ op: "auth", token: "better" }]);
+});
+
+test("a token that expires while its successor is on the way does not make that one stale", async (t) => {
+  const asked = [];
+  const token = async (why) => {
+    asked.push(why);
+    return why === "connect" ? "old" : "new";
+  };
+  const { clock, WebSocket } = opened(t, [], { token });
+  await settled();
+  const socket = WebSocket.last;
+  socket.accept();
+  socket.say({ op: "authenticated", sub: "u1", expires_in_ms: 1_000 }, { op: "expiring", expires_in_ms: 500 });
+  await settled();
+  socket.end(4401, { code: "token_expired" });
+  await clock.pass(500);
+  WebSocket.last.accept();
+  assert.deepEqual(WebSocket.last.take("auth"), [{ op: "auth", token: "new" }]);
+  assert.deepEqual(asked, ["connect", "expiring", "expired"]);
+});
+
 test("a connection that says nothing for three heartbeats is dead", async (t) => {
   const { clock, WebSocket, socket, connection } = opened(t);
   await clock.pass(14_000);
