@@ -19,13 +19,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::capture::{install, session};
-use crate::config::{DatabaseUrl, ServeConfig};
+use crate::config::identity::Switch;
+use crate::config::{DatabaseUrl, IdentityConfig, ServeConfig};
 use crate::http::listen::{self, Patience};
 use crate::http::{self, Edge, EdgeParts, EdgeSettings, MetricsAt};
 use crate::hub::{HubSettings, HubTask};
+use crate::identity::jwks::JwksTask;
+use crate::identity::keys::Key;
+use crate::identity::revocation::RevocationTask;
+use crate::identity::token::{Keys, Verifier};
 use crate::metrics::{self, Exporter};
 use crate::relay::{self, Relay, RelayStatus};
 use crate::session::SessionSettings;
+use crate::session::auth::Admission;
 use crate::session::drain::Drain;
 use crate::snapshots::{SnapshotSettings, Snapshots};
 use crate::store::local::LocalStore;
@@ -54,6 +60,8 @@ pub struct App {
     hub: HubTask,
     relay: Relay,
     pump: BoxFuture<'static, ()>,
+    /// What keeps keys and revocations fresh.
+    followers: Vec<BoxFuture<'static, ()>>,
 }
 
 impl App {
@@ -62,6 +70,7 @@ impl App {
     /// # Errors
     /// The address cannot be bound; Postgres or Redis cannot be reached; the database has no rowcast schema.
     pub async fn bind(config: ServeConfig) -> anyhow::Result<Self> {
+        config.identity.check().map_err(anyhow::Error::msg)?;
         let exporter = metrics::install()?;
         let listener = bind(config.listen, "ROWCAST_LISTEN")?;
         let metrics_listener = config.metrics_listen.map(|at| bind(at, "ROWCAST_METRICS_LISTEN")).transpose()?;
@@ -98,7 +107,8 @@ impl App {
         let (subscription, pump) = store.subscribe();
         let (hub, handle) = HubTask::new(hub_settings(&config), Arc::clone(&store), snapshots, subscription);
         let drain = Drain::new();
-        let settings = edge_settings(&config);
+        let (admission, followers) = admission(&config.identity, &database).await?;
+        let settings = edge_settings(&config, admission);
         let edge = Edge::new(EdgeParts {
             hub: handle,
             store: Arc::clone(&store),
@@ -109,7 +119,7 @@ impl App {
         });
         let (status, _) = watch::channel(RelayStatus::default());
         let relay = Relay { database: config.database_url.options(), store, node, status };
-        Ok(Self { listener, metrics_listener, address, edge, settings, drain, exporter, hub, relay, pump })
+        Ok(Self { listener, metrics_listener, address, edge, settings, drain, exporter, hub, relay, pump, followers })
     }
 
     /// Where it listens: the real port, also where port 0 was asked for.
@@ -135,6 +145,9 @@ impl App {
         };
         tasks.spawn(until_end(self.pump));
         tasks.spawn(until_end(Box::pin(self.exporter.upkeep())));
+        for follower in self.followers {
+            tasks.spawn(until_end(follower));
+        }
         let mut hub = tasks.spawn(self.hub.run(end.clone()));
         let mut relay = tasks.spawn(relay::run(self.relay, end.clone()));
 
@@ -222,7 +235,40 @@ fn hub_settings(config: &ServeConfig) -> HubSettings {
     }
 }
 
-fn edge_settings(config: &ServeConfig) -> EdgeSettings {
+/// Who is let in, and what keeps that up to date. Everything that was revoked is known when this returns.
+async fn admission(
+    config: &IdentityConfig,
+    database: &PgConnectOptions,
+) -> anyhow::Result<(Admission, Vec<BoxFuture<'static, ()>>)> {
+    let mut followers: Vec<BoxFuture<'static, ()>> = Vec::new();
+    let keys = match config {
+        IdentityConfig { jwt_secret: Some(secret), .. } => {
+            Some(Keys::Fixed(Arc::new(Key::secret(secret.expose()).context("ROWCAST_JWT_SECRET")?)))
+        }
+        IdentityConfig { jwt_public_key: Some(key), .. } => Some(Keys::Fixed(Arc::new(key.clone()))),
+        IdentityConfig { jwks_url: Some(source), .. } => {
+            let begun = JwksTask::begin(source.clone()).await;
+            let (task, keys) = begun.with_context(|| format!("ROWCAST_JWKS_URL {source}"))?;
+            followers.push(Box::pin(task.run()));
+            Some(Keys::Set(keys))
+        }
+        _ => None,
+    };
+    let verifier = match keys {
+        Some(keys) => {
+            let (task, revocations) =
+                RevocationTask::begin(database.clone()).await.context("reading what was revoked")?;
+            followers.push(Box::pin(task.run()));
+            let (issuer, audience) = (config.jwt_issuer.clone(), config.jwt_audience.clone());
+            Some(Arc::new(Verifier::new(keys, issuer, audience, revocations)))
+        }
+        None => None,
+    };
+    let admission = Admission { verifier, anonymous: config.anonymous == Switch::On, auth_max: config.auth_timeout };
+    Ok((admission, followers))
+}
+
+fn edge_settings(config: &ServeConfig, admission: Admission) -> EdgeSettings {
     let limits = &config.limits;
     EdgeSettings {
         session: SessionSettings {
@@ -234,6 +280,8 @@ fn edge_settings(config: &ServeConfig) -> EdgeSettings {
             ping_deadline: limits.ping_deadline,
             stall_max: limits.stall_max,
         },
+        admission,
+        cookie: config.identity.cookie.clone(),
         allowed_origins: config.allowed_origins.clone(),
         sessions_max: limits.connections_max,
         handshake_max: limits.handshake_max,

@@ -8,6 +8,7 @@ mod publications;
 mod report;
 mod serve;
 mod table;
+mod token;
 mod usage;
 mod watch;
 mod watch_output;
@@ -23,6 +24,7 @@ use crate::config::{DatabaseUrl, LogConfig, ServeConfig};
 
 pub use publications::{Publish, Unpublish};
 pub use report::describe;
+pub use token::Token;
 pub use usage::UsageError;
 pub use watch::Watch;
 
@@ -56,6 +58,8 @@ pub enum Command {
     Publications(Publications),
     /// Follow a channel in the terminal: its rows, then every change
     Watch(Watch),
+    /// Mint a token for development, signed with ROWCAST_JWT_SECRET
+    Token(Token),
 }
 
 #[derive(clap::Args, Debug)]
@@ -127,6 +131,7 @@ impl Cli {
             Command::Unpublish(unpublish) => publications::unpublish(&unpublish).await?,
             Command::Publications(list) => publications::list(&list.database.database_url, list.json).await?,
             Command::Watch(watch) => return watch::run(watch).await,
+            Command::Token(token) => token::mint(&token)?,
         }
         Ok(ExitCode::SUCCESS)
     }

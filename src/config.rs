@@ -4,6 +4,7 @@
 //! [`ServeConfig`] holds is valid, and nobody checks again. Addresses with passwords are types that do not print them
 //! ([`secret`]); durations and sizes are written with their units ([`units`]).
 
+pub mod identity;
 pub mod secret;
 pub mod units;
 
@@ -13,7 +14,8 @@ use std::time::Duration;
 
 use clap::{Args, Command, FromArgMatches, ValueEnum};
 
-pub use secret::{DatabaseUrl, RedisUrl};
+pub use identity::IdentityConfig;
+pub use secret::{BearerToken, DatabaseUrl, JwtSecret, RedisUrl};
 
 use crate::http::origin::AllowedOrigins;
 
@@ -53,6 +55,9 @@ pub struct ServeConfig {
     /// On SIGTERM: over how long the closing of connections is spread, so that they do not all come back at once
     #[arg(long, env = "ROWCAST_DRAIN_SPREAD", value_name = "TIME", value_parser = time_or_zero, default_value = "10s")]
     pub drain_spread: Duration,
+
+    #[command(flatten)]
+    pub identity: IdentityConfig,
 
     #[command(flatten)]
     pub limits: Limits,
@@ -253,7 +258,7 @@ mod tests {
     }
 
     fn parse(flags: &[&str]) -> Result<ServeConfig, clap::Error> {
-        let all = ["rowcast", "--database-url", "postgres://u:secret@db/shop"].iter().chain(flags);
+        let all = ["rowcast", "--database-url", "postgres://u:geheim@db/shop"].iter().chain(flags);
         Only::try_parse_from(all).map(|only| only.serve)
     }
 
@@ -284,7 +289,8 @@ mod tests {
         for argument in command.get_arguments() {
             let variable = argument.get_env().map(|name| name.to_string_lossy().into_owned());
             let own = argument.get_id().as_str().to_uppercase();
-            let expected = if own.ends_with("_URL") { own } else { format!("ROWCAST_{own}") };
+            let is_common = ["DATABASE_URL", "REDIS_URL"].contains(&own.as_str());
+            let expected = if is_common { own } else { format!("ROWCAST_{own}") };
             assert_eq!(variable, Some(expected));
         }
     }
@@ -327,6 +333,14 @@ mod tests {
             ["--message-bytes-max", "10"],
             ["--message-bytes-max", "1GiB"],
             ["--channel-bytes-max", "64 parsecs"],
+            ["--jwt-secret", "short"],
+            ["--jwt-public-key", "no/such/file.pem"],
+            ["--jwks-url", "ftp://issuer.example/keys"],
+            ["--jwks-url", "no/such/file.json"],
+            ["--jwt-issuer", ""],
+            ["--cookie", "a b"],
+            ["--anonymous", "maybe"],
+            ["--auth-timeout", "0s"],
         ] {
             assert!(parse(&flags).is_err(), "{flags:?}");
         }
@@ -346,6 +360,6 @@ mod tests {
     fn a_printed_config_has_no_password() {
         let config = parse(&["--redis-url", "redis://:hidden@cache:6379"]).expect("fine");
         let text = format!("{config:?}");
-        assert!(!text.contains("secret") && !text.contains("hidden"), "{text}");
+        assert!(!text.contains("geheim") && !text.contains("hidden"), "{text}");
     }
 }

@@ -4,6 +4,7 @@
 //! has drained. Nothing here decides about rows: reads and subscriptions go to the hub.
 
 mod assets;
+mod credentials;
 pub mod health;
 pub mod listen;
 pub mod origin;
@@ -28,6 +29,7 @@ use self::problem::Problem;
 use crate::hub::HubHandle;
 use crate::metrics::Exporter;
 use crate::session::SessionSettings;
+use crate::session::auth::Admission;
 use crate::session::drain::Drain;
 use crate::store::Store;
 use crate::version::base36;
@@ -36,6 +38,10 @@ use crate::version::base36;
 #[derive(Clone, Debug)]
 pub struct EdgeSettings {
     pub session: SessionSettings,
+    /// Who is let in.
+    pub admission: Admission,
+    /// `ROWCAST_COOKIE`: where a page's token may be.
+    pub cookie: Option<String>,
     /// `ROWCAST_ALLOWED_ORIGINS`; also the CORS list.
     pub allowed_origins: AllowedOrigins,
     /// More websocket sessions than this on the node are closed with 1013.
@@ -63,6 +69,8 @@ impl Default for EdgeSettings {
     fn default() -> Self {
         Self {
             session: SessionSettings::default(),
+            admission: Admission::default(),
+            cookie: None,
             allowed_origins: AllowedOrigins::default(),
             sessions_max: 20_000,
             handshake_max: Duration::from_secs(10),

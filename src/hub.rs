@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::entry::{Key, Row};
 use crate::identity::Identity;
-use crate::protocol::{ChannelForm, Refusal, Resume};
+use crate::protocol::{ChannelForm, Frame, Refusal, Resume};
 use crate::query::ChannelRequest;
 use crate::version::{Cut, Version};
 
@@ -117,6 +117,7 @@ enum Command {
     Attach { session: SessionId, outbox: inbox::Outbox },
     Subscribe(Box<Subscribe>),
     Unsubscribe { session: SessionId, id: u64 },
+    Reidentify { session: SessionId, identity: Identity, told: Frame },
     Drained(SessionId),
     Rows { request: ChannelRequest, identity: Identity, reply: oneshot::Sender<Result<RowsRead, Refusal>> },
 }
@@ -168,6 +169,13 @@ impl HubHandle {
     /// Ends a subscription; `unsubscribed` or an error comes through the inbox.
     pub async fn unsubscribe(&self, session: SessionId, id: u64) -> Result<(), HubStopped> {
         self.send(Command::Unsubscribe { session, id }).await
+    }
+
+    /// A session's client has proved another identity: what it has subscribed to is resolved again. Where that is the same
+    /// channel nothing happens; other subscriptions move, or end with an error. All of that comes through the inbox, after
+    /// `told`, and whatever comes after `told` is permitted to the new identity.
+    pub async fn reidentify(&self, session: SessionId, identity: Identity, told: Frame) -> Result<(), HubStopped> {
+        self.send(Command::Reidentify { session, identity, told }).await
     }
 
     /// Forgets a session. Never waits.

@@ -3,6 +3,8 @@
 //! Frames are JSON texts. What is the same for many clients (deltas, snapshot pages, `step`, `live`) is encoded once and
 //! shared: a [`Frame`] is a reference-counted text. This file knows the form of messages and nothing of their order.
 
+use std::time::Duration;
+
 use axum::extract::ws::Utf8Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -156,6 +158,8 @@ pub enum CloseReason {
     Overloaded,
     /// 4401
     TokenExpired,
+    /// 4401 too: a fresh token may do.
+    TokenRevoked,
     /// 4408
     NoAuthInTime,
     /// 4409: 30 s without progress.
@@ -176,7 +180,7 @@ impl CloseReason {
             Self::GoingAway => 1001,
             Self::Restart => 1012,
             Self::Overloaded => 1013,
-            Self::TokenExpired => 4401,
+            Self::TokenExpired | Self::TokenRevoked => 4401,
             Self::NoAuthInTime => 4408,
             Self::TooSlow => 4409,
             Self::LimitExceeded => 4429,
@@ -193,6 +197,7 @@ impl CloseReason {
             Self::Restart => "restart",
             Self::Overloaded => "overloaded",
             Self::TokenExpired => "token_expired",
+            Self::TokenRevoked => "token_revoked",
             Self::NoAuthInTime => "no_auth_in_time",
             Self::TooSlow => "too_slow",
             Self::LimitExceeded => "limit_exceeded",
@@ -317,6 +322,29 @@ pub fn subscribed(id: u64, form: &ChannelForm, epoch: &Epoch, version: Version, 
         order: &form.order,
         columns: &form.schema.columns,
     })
+}
+
+/// `authenticated`: who the client is from here on, and for how long.
+pub fn authenticated(subject: Option<&str>, expires_in: Option<Duration>) -> Frame {
+    #[derive(Serialize)]
+    struct Authenticated<'a> {
+        op: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sub: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expires_in_ms: Option<u64>,
+    }
+    encode(&Authenticated { op: "authenticated", sub: subject, expires_in_ms: expires_in.map(milliseconds) })
+}
+
+/// `expiring`: another token is needed soon.
+pub fn expiring(expires_in: Duration) -> Frame {
+    encode(&serde_json::json!({ "op": "expiring", "expires_in_ms": milliseconds(expires_in) }))
+}
+
+/// As clients may read it: below 2^53.
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).min((1 << 53) - 1)
 }
 
 pub fn unsubscribed(id: u64) -> Frame {

@@ -12,6 +12,7 @@
 //!
 //! The socket is behind [`transport`]; which connections become sessions is decided in `http`.
 
+pub mod auth;
 pub mod drain;
 mod end;
 pub mod progress;
@@ -25,13 +26,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
+use self::auth::{Admission, Auth, Offer};
 use self::drain::Drain;
 pub use self::end::refuse;
 use self::end::{Attached, End};
 use self::rate::Rate;
 use self::transport::{Received, Transport};
 use crate::hub::{Delivery, HubHandle, HubStopped, Inbox, SessionId};
-use crate::identity::Identity;
 use crate::metrics::SendFigures;
 use crate::protocol::{self, BadMessage, ClientMessage, CloseReason, ErrorCode, Frame, Refusal};
 use crate::query::ChannelRequest;
@@ -83,6 +84,9 @@ pub struct SessionContext {
     pub drain: Arc<Drain>,
     /// For `hello` and logs; unique among the nodes of a cluster.
     pub name: String,
+    pub admission: Admission,
+    /// The token that came with the request.
+    pub offer: Offer,
 }
 
 /// Serves a client until one of the two ends it.
@@ -100,7 +104,7 @@ pub async fn run(mut transport: Transport, context: SessionContext) {
         hub: attached.hub().clone(),
         id,
         inbox,
-        identity: Identity::Anonymous,
+        auth: Auth::new(context.admission, began),
         rest: None,
         as_of: Vec::new(),
         figures: SendFigures::new(),
@@ -116,8 +120,10 @@ pub async fn run(mut transport: Transport, context: SessionContext) {
     };
     let greeting =
         protocol::hello(&context.name, session.settings.message_bytes_max, session.settings.subscriptions_max);
+    let watch = session.auth.watch();
     let end = tokio::select! {
-        end = session.serve(greeting) => end,
+        end = session.serve(greeting, context.offer) => end,
+        reason = auth::until_invalid(watch) => End::Closed(reason),
         () = drain.cut_off() => End::CutOff,
     };
     let (frames, bytes) = (session.frames, session.bytes);
@@ -141,7 +147,7 @@ struct Session<'a> {
     hub: HubHandle,
     id: SessionId,
     inbox: Inbox,
-    identity: Identity,
+    auth: Auth,
     /// What did not fit in the last flush. Comes before everything in the inbox.
     rest: Option<Delivery>,
     /// The cuts of the deliveries in the flush under way.
@@ -172,8 +178,11 @@ enum Wake {
 
 impl Session<'_> {
     /// Runs until the session's end.
-    async fn serve(&mut self, greeting: Frame) -> End {
+    async fn serve(&mut self, greeting: Frame, offer: Offer) -> End {
         if let Err(end) = self.reply(greeting).await {
+            return end;
+        }
+        if let Err(end) = self.take_offer(offer).await {
             return end;
         }
         let mut timer = pin!(tokio::time::sleep_until(self.ping_at));
@@ -196,6 +205,7 @@ impl Session<'_> {
         let may_read = read_at <= now;
         let mut due = self.answer_by.map_or(self.ping_at, |answer_by| answer_by.min(self.ping_at));
         due = self.close_at.map_or(due, |close_at| due.min(close_at));
+        due = self.auth.due().map_or(due, |auth_at| due.min(auth_at));
         if !may_read {
             due = due.min(read_at);
         }
@@ -290,17 +300,20 @@ impl Session<'_> {
     }
 
     async fn obey(&mut self, message: ClientMessage) -> Result<(), End> {
+        if !matches!(message, ClientMessage::Auth { .. }) {
+            self.auth.settle_cookie()?;
+        }
         match message {
             ClientMessage::Subscribe { id, channel, resume } => {
-                let request = ChannelRequest::parse(&channel);
-                Ok(self.hub.subscribe(self.id, id, request, self.identity.clone(), resume).await?)
+                let request = match self.auth.may_subscribe() {
+                    true => ChannelRequest::parse(&channel),
+                    false => Err(Refusal::new(ErrorCode::Forbidden, "this server serves nobody without a token")),
+                };
+                Ok(self.hub.subscribe(self.id, id, request, self.auth.identity(), resume).await?)
             }
             ClientMessage::Unsubscribe { id } => Ok(self.hub.unsubscribe(self.id, id).await?),
             ClientMessage::Ping => self.reply(protocol::pong()).await,
-            ClientMessage::Auth { .. } => {
-                let refusal = Refusal::new(ErrorCode::BadToken, "this server has no token verification configured");
-                self.reply(protocol::error(None, &refusal)).await
-            }
+            ClientMessage::Auth { token } => self.authenticate(&token).await,
         }
     }
 
@@ -313,6 +326,7 @@ impl Session<'_> {
         if self.answer_by.is_some_and(|answer_by| answer_by <= now) {
             return Err(End::Silent);
         }
+        self.tick_auth(now).await?;
         if self.ping_at <= now {
             self.ping_at = now + self.settings.ping_every;
             self.transport.ping().await?;

@@ -23,15 +23,16 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::json;
 
+use crate::config::BearerToken;
 use crate::entry::Key;
 use crate::protocol::{OrderBy, Why};
 use crate::publication::Column;
 use crate::version::{Epoch, Version};
 
 use channel::{Applied, Channel};
-use frame::{Page, Reset, ServerFrame, Step, Subscribed, Unsubscribed};
+use frame::{Expiring, Page, Reset, ServerFrame, Step, Subscribed, Unsubscribed};
 
-pub use frame::{Live, ServerError};
+pub use frame::{Authenticated, Live, ServerError};
 pub use row::Row;
 
 /// A subscription of a [`Client`]; it stays the same across reconnects.
@@ -98,6 +99,12 @@ pub enum Event {
     Unsubscribed {
         handle: Handle,
     },
+    /// The server has taken our token.
+    Authenticated(Authenticated),
+    /// Another token is needed soon: [`Client::authenticate`].
+    Expiring {
+        expires_in_ms: u64,
+    },
     /// Something about the connection, not about one subscription.
     Error(ServerError),
     /// A delta continued from above the position. The client has asked to be brought up to date already.
@@ -130,6 +137,8 @@ pub struct Client {
     /// Frames since an open `step`, whose version is first.
     step: Option<(Version, Vec<ServerFrame>)>,
     outgoing: Vec<String>,
+    /// Said first on every connection.
+    token: Option<BearerToken>,
     is_connected: bool,
     heartbeat_ms: Option<u64>,
     last_number: u64,
@@ -167,6 +176,12 @@ impl Client {
         self.forget_unused_channels();
     }
 
+    /// From here on the client is whom this token proves, on this connection and on those to come.
+    pub fn authenticate(&mut self, token: BearerToken) {
+        self.token = Some(token);
+        self.say_token();
+    }
+
     /// Asks again for a subscription that was refused.
     pub fn retry(&mut self, handle: Handle) {
         if self.subscriptions.get(&handle).is_some_and(|subscription| subscription.wire_id.is_none()) {
@@ -178,6 +193,7 @@ impl Client {
     pub fn connected(&mut self) {
         self.disconnected();
         self.is_connected = true;
+        self.say_token();
         for handle in self.handles() {
             self.ask(handle);
         }
@@ -287,6 +303,8 @@ impl Client {
     fn handle(&mut self, frame: ServerFrame, events: &mut Vec<Event>) -> Result<(), Violation> {
         match frame {
             ServerFrame::Hello(hello) => self.heartbeat_ms = Some(hello.heartbeat_ms),
+            ServerFrame::Authenticated(who) => events.push(Event::Authenticated(who)),
+            ServerFrame::Expiring(Expiring { expires_in_ms }) => events.push(Event::Expiring { expires_in_ms }),
             ServerFrame::Subscribed(subscribed) => self.subscribed(subscribed, events)?,
             ServerFrame::Snapshot(page) => self.page(page, true, events)?,
             ServerFrame::Delta(page) => self.page(page, false, events)?,
@@ -408,6 +426,13 @@ impl Client {
             message["resume"] = json!({ "tag": tag, "epoch": position.epoch, "version": position.version });
         }
         self.say(message);
+    }
+
+    fn say_token(&mut self) {
+        if let Some(token) = &self.token {
+            let message = json!({ "op": "auth", "token": token.expose() });
+            self.say(message);
+        }
     }
 
     fn say(&mut self, message: serde_json::Value) {

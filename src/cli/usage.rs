@@ -1,7 +1,7 @@
 //! What is wrong with a command line, said so that it can be put right: the flag, its variable, and what was expected.
 //!
 //! clap names only the flag; whoever set an environment variable looks for that name. And clap repeats the value, which
-//! may hold a password: here the value of an address is not repeated.
+//! may hold a password: here the value of an address or a key is not repeated.
 
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -22,6 +22,7 @@ impl UsageError {
         let message = match error.kind() {
             ErrorKind::ValueValidation | ErrorKind::InvalidValue => wrong_value(error, root),
             ErrorKind::MissingRequiredArgument => missing(error, root),
+            ErrorKind::ArgumentConflict => conflict(error, root),
             _ => None,
         };
         let message = message.unwrap_or_else(|| {
@@ -51,7 +52,7 @@ fn wrong_value(error: &clap::Error, root: &Command) -> Option<String> {
     let mut message = String::from("error: ");
     match value.as_str() {
         "" => write!(message, "{} is empty", names(argument)),
-        _ if argument.get_id().as_str().ends_with("_url") => write!(message, "{} is wrong", names(argument)),
+        _ if argument.is_hide_env_values_set() => write!(message, "{} is wrong", names(argument)),
         value => write!(message, "{} cannot be `{value}`", names(argument)),
     }
     .ok()?;
@@ -62,6 +63,12 @@ fn wrong_value(error: &clap::Error, root: &Command) -> Option<String> {
     }
     message.push('\n');
     Some(message)
+}
+
+fn conflict(error: &clap::Error, root: &Command) -> Option<String> {
+    let argument = find(root, &text_of(error, ContextKind::InvalidArg)?)?;
+    let other = find(root, &text_of(error, ContextKind::PriorArg)?)?;
+    Some(format!("error: {} and {} exclude each other\n", names(argument), names(other)))
 }
 
 fn missing(error: &clap::Error, root: &Command) -> Option<String> {
@@ -142,6 +149,20 @@ mod tests {
     fn a_wrong_address_is_not_repeated() {
         let text = message(&["serve", "--database-url", "mysql://ann:geheim@db/shop"]);
         assert!(text.starts_with("error: DATABASE_URL (--database-url) is wrong: expected postgres://"), "{text}");
+        assert!(!text.contains("geheim"), "{text}");
+    }
+
+    #[test]
+    fn keys_exclude_each_other_and_are_not_repeated() {
+        let serve = ["serve", "--database-url", "postgres://db/shop"];
+        let secret = "a secret of more than thirty-two bytes";
+        let text =
+            message(&[&serve[..], &["--jwt-secret", secret, "--jwks-url", "https://issuer.example/keys"]].concat());
+        assert!(text.contains("ROWCAST_JWT_SECRET (--jwt-secret)"), "{text}");
+        assert!(text.contains("ROWCAST_JWKS_URL (--jwks-url)") && text.contains("exclude each other"), "{text}");
+        assert!(!text.contains("thirty-two") && !text.contains("issuer.example"), "{text}");
+        let text = message(&[&serve[..], &["--jwt-secret", "geheim"]].concat());
+        assert!(text.starts_with("error: ROWCAST_JWT_SECRET (--jwt-secret) is wrong: expected at least 32"), "{text}");
         assert!(!text.contains("geheim"), "{text}");
     }
 

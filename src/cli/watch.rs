@@ -10,6 +10,7 @@ use url::Url;
 use super::client::{Client, Event, Handle};
 use super::watch_output::Output;
 use super::wire::{Wire, WireError, parse_url};
+use crate::config::BearerToken;
 
 /// The first wait before connecting again is drawn from zero to this; it doubles with every failure.
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
@@ -30,6 +31,10 @@ pub struct Watch {
     /// The server
     #[arg(long, value_name = "URL", value_parser = parse_url, default_value = "ws://127.0.0.1:8080/v1/ws")]
     url: Url,
+
+    /// Who to be: a token, such as `rowcast token` mints
+    #[arg(long, env = "ROWCAST_TOKEN", hide_env_values = true, value_name = "JWT")]
+    token: Option<BearerToken>,
 
     /// One JSON object per line: snapshot, upsert, gone, live, reset, offline
     #[arg(long)]
@@ -69,6 +74,9 @@ pub(super) async fn run(watch: Watch) -> anyhow::Result<ExitCode> {
 
 async fn follow(watch: &Watch, output: &mut Output) -> End {
     let mut client = Client::default();
+    if let Some(token) = &watch.token {
+        client.authenticate(token.clone());
+    }
     let handle = client.subscribe(&watch.channel);
     let mut failures = 0u32;
     loop {

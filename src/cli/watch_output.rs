@@ -119,7 +119,11 @@ impl Output {
                 self.note(&format!("{}: {}", cell(&error.code), cell_long(&error.message)));
                 Ok(())
             }
-            Event::Subscribed { .. } | Event::Unsubscribed { .. } => Ok(()),
+            Event::Expiring { expires_in_ms } => {
+                self.note(&format!("the token expires in {} s", expires_in_ms / 1_000));
+                Ok(())
+            }
+            Event::Subscribed { .. } | Event::Unsubscribed { .. } | Event::Authenticated(_) => Ok(()),
         }
     }
 

@@ -20,6 +20,9 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 /// Closing codes from here to 4999 are final (DESIGN §6).
 const FINAL_CODES_FROM: u16 = 4500;
 
+/// The token has expired or was revoked. We have no other.
+const TOKEN_EXPIRED: u16 = 4401;
+
 /// An open connection.
 pub(super) struct Wire {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
@@ -113,7 +116,7 @@ fn closed(code: u16, reason: &str) -> WireError {
     let reason: Option<Reason> = serde_json::from_str(reason).ok();
     let word = reason.as_ref().map(|reason| format!(" {}", reason.code)).unwrap_or_default();
     let message = format!("the server closed the connection ({code}{word})");
-    if (FINAL_CODES_FROM..5000).contains(&code) {
+    if (FINAL_CODES_FROM..5000).contains(&code) || code == TOKEN_EXPIRED {
         return WireError::Final(message);
     }
     let retry_after = reason.and_then(|reason| reason.retry_after_ms).map(Duration::from_millis);
@@ -153,6 +156,7 @@ mod tests {
     fn codes_from_4500_are_final() {
         assert!(matches!(closed(4500, ""), WireError::Final(_)));
         assert!(matches!(closed(4999, "x"), WireError::Final(_)));
+        assert!(matches!(closed(4401, ""), WireError::Final(_)));
         let error = closed(1012, r#"{"code":"restart","retry_after_ms":250}"#);
         assert!(matches!(&error, WireError::Passing { retry_after: Some(delay), .. } if delay.as_millis() == 250));
         assert_eq!(error.to_string(), "the server closed the connection (1012 restart)");

@@ -1,4 +1,4 @@
-//! Addresses that may hold a password, as types that never print it.
+//! Addresses that may hold a password, secrets and tokens, as types that never print them.
 //!
 //! `Debug` and `Display` give the address with `***` in the password's place, fit for logs and messages. Whoever has to
 //! connect asks for the secret by name.
@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use sqlx::postgres::PgConnectOptions;
 use url::Url;
+
+use crate::identity::keys::Key;
 
 /// Where Postgres is: `postgres://user:password@host:port/database`.
 #[derive(Clone)]
@@ -101,6 +103,60 @@ impl fmt::Display for RedisUrl {
 impl fmt::Debug for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.printable)
+    }
+}
+
+/// What HS256 tokens are signed and verified with.
+#[derive(Clone)]
+pub struct JwtSecret(String);
+
+impl JwtSecret {
+    /// The secret itself.
+    pub fn expose(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl FromStr for JwtSecret {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Key::secret(text.as_bytes()).map_err(|error| error.to_string())?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for JwtSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A client's token.
+#[derive(Clone)]
+pub struct BearerToken(String);
+
+impl BearerToken {
+    /// The token itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for BearerToken {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.trim() {
+            "" => Err("expected a token, such as `rowcast token` prints".into()),
+            token => Ok(Self(token.to_owned())),
+        }
+    }
+}
+
+impl fmt::Debug for BearerToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
     }
 }
 

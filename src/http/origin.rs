@@ -1,8 +1,8 @@
 //! Which web pages may talk to this node.
 //!
 //! A browser names the page in `Origin`; a websocket is not held back by CORS, so the server must look. A request
-//! without `Origin` does not come from a page of another site and passes. Tokens are another matter: this file knows no
-//! identities.
+//! without `Origin` does not come from a page of another site and passes, unless it uses a cookie. Which token is good is
+//! another matter: this file knows no identities.
 
 use std::str::FromStr;
 
@@ -56,6 +56,17 @@ impl AllowedOrigins {
                 })
             }),
         }
+    }
+
+    /// Whether a cookie that came with these headers was sent by a page which may use it: one that says where it is from,
+    /// and is of this origin or a listed one. That anybody may read what is public (`*`) does not let every page act for
+    /// whoever looks at it.
+    pub fn admits_cookie(&self, headers: &HeaderMap) -> bool {
+        let by = match self {
+            Self::Any => &Self::Same,
+            narrower => narrower,
+        };
+        headers.contains_key(ORIGIN) && by.admits(headers)
     }
 
     /// The page's origin, where a page of another origin may read the answer to a request with these headers.
@@ -142,6 +153,26 @@ mod tests {
         assert!(!listed.admits(&headers("null", "api.example")));
         assert!(listed.readable_by(&headers("https://a.example", "api.example")).is_some());
         assert_eq!(listed.readable_by(&headers("https://b.example", "api.example")), None);
+    }
+
+    #[test]
+    fn a_cookie_is_taken_only_from_a_page_that_may_act_for_its_reader() {
+        let listed: AllowedOrigins = "https://a.example".parse().expect("origins");
+        let own = headers("https://app.example", "app.example");
+        let other = headers("https://a.example", "app.example");
+        let none = headers("", "app.example");
+        for (allowed, headers, may) in [
+            (&AllowedOrigins::Same, &own, true),
+            (&AllowedOrigins::Same, &other, false),
+            (&AllowedOrigins::Same, &none, false),
+            (&AllowedOrigins::Any, &own, true),
+            (&AllowedOrigins::Any, &other, false),
+            (&listed, &other, true),
+            (&listed, &own, false),
+            (&listed, &none, false),
+        ] {
+            assert_eq!(allowed.admits_cookie(headers), may, "{allowed:?} {headers:?}");
+        }
     }
 
     #[test]

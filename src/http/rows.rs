@@ -3,7 +3,6 @@
 //! The rows are the texts that came from Postgres, put together without being parsed. The body is made in pieces while
 //! the client takes it, so that a big channel read by many slow clients is held once.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -14,6 +13,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::Edge;
+use super::credentials;
 use super::problem::Problem;
 use crate::entry::{Key, Row};
 use crate::hub::RowsRead;
@@ -36,10 +36,16 @@ pub async fn rows(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
-    let mut response = match read(&edge, publication, query).await {
-        Ok(read) => answer(read, &headers),
-        Err(problem) => ([(header::VARY, "Authorization, Cookie, Origin")], problem).into_response(),
+    let identity = credentials::identify(&headers, &edge.settings).await;
+    let answered = match identity {
+        Ok(identity) => match read(&edge, publication, query, identity.clone()).await {
+            Ok(read) => Ok(answer(read, &headers, edge.settings.admission.still_proven(identity))),
+            Err(problem) => Err(problem.into_response()),
+        },
+        Err(unauthorized) => Err(unauthorized.into_response()),
     };
+    let mut response =
+        answered.unwrap_or_else(|refused| ([(header::VARY, "Authorization, Cookie, Origin")], refused).into_response());
     allow_reading(&edge, &headers, &mut response);
     response
 }
@@ -63,16 +69,23 @@ pub fn names_etag(headers: &HeaderMap, etag: &str) -> bool {
         .any(|tag| opaque(tag) == opaque(etag))
 }
 
-async fn read(edge: &Edge, publication: String, query: Option<String>) -> Result<RowsRead, Problem> {
+async fn read(
+    edge: &Edge,
+    publication: String,
+    query: Option<String>,
+    identity: Identity,
+) -> Result<RowsRead, Problem> {
     let channel = match query {
         Some(query) => format!("{publication}?{query}"),
         None => publication,
     };
     let request = ChannelRequest::parse(&channel)?;
-    Ok(edge.hub.rows(request, Identity::Anonymous).await?)
+    Ok(edge.hub.rows(request, identity).await?)
 }
 
-fn answer(mut read: RowsRead, headers: &HeaderMap) -> Response {
+/// `still_proven` is asked before each piece: of a document that a slow client takes, nothing more is sent once its reader
+/// may not have it.
+fn answer(mut read: RowsRead, headers: &HeaderMap, still_proven: impl Fn() -> bool + Send + 'static) -> Response {
     let etag = format!("W/\"{}-{}-{}\"", read.form.tag, read.cut.epoch, read.changed);
     let (cache_control, vary) = if read.public {
         ("public, no-cache", "Origin")
@@ -84,7 +97,9 @@ fn answer(mut read: RowsRead, headers: &HeaderMap) -> Response {
         return (StatusCode::NOT_MODIFIED, headers_out).into_response();
     }
     sort(&mut read);
-    let pieces = futures_util::stream::iter(Document::new(read).map(Ok::<_, Infallible>));
+    let pieces = futures_util::stream::iter(
+        Document::new(read).map(move |piece| still_proven().then_some(piece).ok_or("the reader may not have the rest")),
+    );
     (headers_out, [(header::CONTENT_TYPE, "application/json")], Body::from_stream(pieces)).into_response()
 }
 
@@ -103,6 +118,10 @@ fn allow_reading(edge: &Edge, headers: &HeaderMap, response: &mut Response) {
         response
             .headers_mut()
             .insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("etag, retry-after"));
+        if edge.settings.cookie.is_some() && edge.settings.allowed_origins.admits_cookie(headers) {
+            let allowed = HeaderValue::from_static("true");
+            response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, allowed);
+        }
     }
 }
 
@@ -228,7 +247,7 @@ mod tests {
     #[tokio::test]
     async fn the_document_says_what_a_subscription_would() {
         let rows = vec![row(2, r#"[2,null,{"no\"te":1834021}]"#), row(1, r#"[1,"a"]"#)];
-        let response = answer(read(rows), &HeaderMap::new());
+        let response = answer(read(rows), &HeaderMap::new(), || true);
         assert_eq!(response.headers()["etag"], "W/\"a91c-k3f9-41\"");
         assert_eq!(response.headers()["cache-control"], "public, no-cache");
         assert_eq!(response.headers()["vary"], "Origin");
@@ -241,7 +260,7 @@ mod tests {
                 "rows":[{"id":1,"no\"te":"a"},{"id":2,"no\"te":null}],
                 "large":[{"key":[2],"columns":{"no\"te":1_834_021}}]})
         );
-        assert_eq!(body(answer(read(vec![]), &HeaderMap::new())).await["rows"], json!([]));
+        assert_eq!(body(answer(read(vec![]), &HeaderMap::new(), || true)).await["rows"], json!([]));
     }
 
     #[tokio::test]
@@ -259,7 +278,7 @@ mod tests {
         let status = |tags: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::IF_NONE_MATCH, tags.parse().expect("a header"));
-            answer(read(vec![]), &headers).status()
+            answer(read(vec![]), &headers, || true).status()
         };
         for tags in ["W/\"a91c-k3f9-41\"", "\"a91c-k3f9-41\"", "\"x\", W/\"a91c-k3f9-41\""] {
             assert_eq!(status(tags), StatusCode::NOT_MODIFIED, "{tags}");

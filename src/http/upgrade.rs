@@ -9,6 +9,7 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 
 use super::Edge;
+use super::credentials;
 use super::listen::Peer;
 use super::problem::Problem;
 use crate::protocol::{CloseReason, SUBPROTOCOL};
@@ -41,6 +42,7 @@ pub async fn upgrade(
     } else {
         None
     };
+    let offer = credentials::offer(&headers, &edge.settings);
     // Counted from here on, so that a drain does not end between the handshake and the session.
     let counted = edge.drain.tasks().token();
     let limits = &edge.session_settings;
@@ -59,6 +61,8 @@ pub async fn upgrade(
                 settings: limits,
                 drain: Arc::clone(&edge.drain),
                 name: format!("{}-{}", edge.node, base36(rand::random())),
+                admission: edge.settings.admission.clone(),
+                offer,
             };
             drop(edge);
             session::run(transport, context).await;

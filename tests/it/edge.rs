@@ -6,4 +6,4 @@ mod http;
 mod limits;
 mod probes;
 mod session;
-mod wire;
+pub mod wire;

@@ -4,6 +4,7 @@
 // tasks end with its runtime.
 #![allow(clippy::disallowed_methods, reason = "rules for a node, not for its tests")]
 
+mod auth;
 mod bad_input;
 mod browser;
 mod burst;
@@ -17,6 +18,8 @@ mod handoff;
 mod harness;
 mod publications_live;
 mod real_input;
+mod revocation;
 mod steps;
 mod store_faults;
 mod tidy;
+mod tokens;

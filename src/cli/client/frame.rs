@@ -13,6 +13,8 @@ use crate::version::{Epoch, Version};
 #[derive(Debug)]
 pub(super) enum ServerFrame {
     Hello(Hello),
+    Authenticated(Authenticated),
+    Expiring(Expiring),
     Subscribed(Subscribed),
     Snapshot(Page),
     Delta(Page),
@@ -35,6 +37,8 @@ impl ServerFrame {
         let Op { op } = serde_json::from_str(text)?;
         Ok(match op.as_str() {
             "hello" => Self::Hello(serde_json::from_str(text)?),
+            "authenticated" => Self::Authenticated(serde_json::from_str(text)?),
+            "expiring" => Self::Expiring(serde_json::from_str(text)?),
             "subscribed" => Self::Subscribed(serde_json::from_str(text)?),
             "snapshot" => Self::Snapshot(serde_json::from_str(text)?),
             "delta" => Self::Delta(serde_json::from_str(text)?),
@@ -51,6 +55,20 @@ impl ServerFrame {
 #[derive(Debug, Deserialize)]
 pub(super) struct Hello {
     pub heartbeat_ms: u64,
+}
+
+/// Who the server takes us for.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Authenticated {
+    #[serde(default)]
+    pub sub: Option<String>,
+    #[serde(default)]
+    pub expires_in_ms: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Expiring {
+    pub expires_in_ms: u64,
 }
 
 #[derive(Debug, Deserialize)]

@@ -66,6 +66,10 @@ impl HubState {
             }
             Command::Subscribe(subscribe) => self.on_subscribe(*subscribe, now),
             Command::Unsubscribe { session, id } => self.on_unsubscribe(session, id, now),
+            Command::Reidentify { session, identity, told } => {
+                self.answer(session, told);
+                self.on_reidentify(session, &identity, now);
+            }
             Command::Drained(session) => {
                 if let Some(client) = self.clients.get_mut(&session) {
                     client.awaiting = false;
@@ -318,6 +322,40 @@ impl HubState {
             }
         };
         self.answer(session, frame);
+    }
+
+    /// Subscriptions that another identity resolves to another channel move there, or are refused; what is parked will be
+    /// resolved for it. From here on nothing of a channel that was left is queued.
+    fn on_reidentify(&mut self, session: SessionId, identity: &Identity, now: Instant) {
+        for parked in &mut self.parked {
+            if matches!(parked.for_whom, ForWhom::Session { session: whose, .. } if whose == session) {
+                parked.identity = identity.clone();
+            }
+        }
+        let Some(client) = self.clients.get_mut(&session) else { return };
+        let mut asked = Vec::with_capacity(client.subscriptions.len());
+        for (&number, subscription) in &mut client.subscriptions {
+            subscription.identity = identity.clone();
+            asked.push((number, subscription.request.clone()));
+        }
+        let left: Vec<ChannelNumber> = asked
+            .into_iter()
+            .filter(|(number, request)| {
+                let spec = self.channels.get(number).map(|channel| &channel.spec);
+                !matches!(self.resolve(request, identity), Ok(Resolved::Spec(now_meant)) if Some(&now_meant) == spec)
+            })
+            .map(|(number, _)| number)
+            .collect();
+        // All leave before the first moves, which might otherwise join one that is still to leave.
+        let mut moved = Vec::with_capacity(left.len());
+        for number in left {
+            moved
+                .extend(client_of(&mut self.clients, session, |client| client.subscriptions.remove(&number)).flatten());
+            self.leave(number, session, now);
+        }
+        for subscription in moved {
+            self.move_subscription(session, subscription, now);
+        }
     }
 
     fn leave(&mut self, number: ChannelNumber, session: SessionId, now: Instant) {

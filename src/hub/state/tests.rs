@@ -1,5 +1,6 @@
 //! The hub's decisions, wake-up by wake-up, without a task, a store or a database.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,8 @@ use super::{Effect, HubState};
 use crate::entry::{Key, PartsWriter, Row, States};
 use crate::hub::inbox::{Inbox, inbox};
 use crate::hub::{Command, HubSettings, SessionId, Subscribe};
-use crate::identity::Identity;
-use crate::protocol::{ChannelNumber, Resume};
+use crate::identity::{Claims, Identity};
+use crate::protocol::{self, ChannelNumber, Resume};
 use crate::publication::{Catalogue, Column, FeedKey, Policy, Publication, Schema};
 use crate::query::{ChannelRequest, Comparison, Filter};
 use crate::rows::Rows;
@@ -821,4 +822,77 @@ fn channels_that_come_and_go_while_there_is_no_leader_leave_nothing_behind() {
     }
     node.later(Duration::from_secs(1));
     assert!(node.state.grounded.is_empty());
+}
+
+/// A catalogue in which these publications are for whoever has a token, and `b` for everybody.
+fn catalogue_for_members(names: &[&str]) -> Arc<Catalogue> {
+    let mut publications: HashMap<Arc<str>, Arc<Publication>> = HashMap::new();
+    publications.insert("b".into(), Arc::new(publication("b")));
+    for &name in names {
+        publications.insert(name.into(), Arc::new(Publication { policy: Policy::Authenticated, ..publication(name) }));
+    }
+    Arc::new(Catalogue { publications })
+}
+
+fn proven(sub: &str) -> Identity {
+    let all = json!({"sub":sub}).as_object().expect("an object").clone();
+    Identity::Proven(Arc::new(Claims { all, expires: None }))
+}
+
+#[test]
+fn another_identity_keeps_what_it_may_see_and_loses_the_rest_at_once() {
+    let mut node = Node::new();
+    node.state.on_catalogue(Some(catalogue_for_members(&["a"])), node.now);
+    let mut client = node.attach(1);
+    let reidentify = |node: &mut Node, identity: Identity| {
+        let told = protocol::authenticated(None, None);
+        node.state.on_command(Command::Reidentify { session: SessionId(1), identity, told }, node.now);
+    };
+    reidentify(&mut node, proven("u1"));
+    for (id, name) in [(1, "a"), (2, "b"), (3, "a?n=eq.7"), (4, "later")] {
+        let subscribe = Subscribe {
+            session: SessionId(1),
+            id,
+            request: ChannelRequest::parse(name),
+            identity: proven("u1"),
+            resume: None,
+        };
+        node.state.on_command(Command::Subscribe(Box::new(subscribe)), node.now);
+    }
+    node.turn();
+    for flight in node.flights() {
+        node.land(&flight, Place::At(Version(40)), &[(1, 100)]);
+    }
+    let mut frames = take(&mut client);
+    node.written(1);
+    frames.extend(take(&mut client));
+    node.written(1);
+    assert_eq!(ops(&frames)[0], "authenticated");
+    assert_eq!(frames.iter().filter(|frame| frame["op"] == "subscribed").count(), 2, "{frames:?}");
+
+    // Somebody else, who may see the same: the same channels, and nothing to say.
+    reidentify(&mut node, proven("u2"));
+    node.turn();
+    assert_eq!(ops(&take(&mut client)), ["authenticated"]);
+    node.version(41, &[("a", &[(1, Some(41))]), ("b", &[(1, Some(41))])]);
+    assert_eq!(ops(&take(&mut client)), ["step", "delta", "delta", "live"]);
+
+    // Nobody: a change that comes in the same turn is not for it any more. What waits to be resolved waits as nobody.
+    reidentify(&mut node, Identity::Anonymous);
+    node.version(42, &[("a", &[(1, Some(42))]), ("b", &[(1, Some(42))])]);
+    let seven = ("pg_catalog.int4".into(), "7".into());
+    node.state.on_cast(vec![(seven, Ok("7".into()))], node.now);
+    node.turn();
+    let frames = take(&mut client);
+    let refused: Vec<&Value> = frames.iter().filter(|frame| frame["op"] == "error").collect();
+    assert_eq!(refused.len(), 2, "{frames:?}");
+    assert!(refused.iter().all(|error| error["code"] == "forbidden" && (error["id"] == 1 || error["id"] == 3)));
+    let deltas: Vec<&Value> = frames.iter().filter(|frame| frame["op"] == "delta").collect();
+    assert_eq!((deltas.len(), &deltas[0]["ch"]), (1, &json!(2)), "{frames:?}");
+    node.state.on_catalogue(Some(catalogue_for_members(&["a", "later"])), node.now);
+    node.turn();
+    node.state.on_catalogue(Some(catalogue_for_members(&["a", "later"])), node.now);
+    node.turn();
+    let frames = take(&mut client);
+    assert_eq!((&frames[0]["id"], &frames[0]["code"]), (&json!(4), &json!("forbidden")), "{frames:?}");
 }

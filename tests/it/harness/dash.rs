@@ -27,6 +27,11 @@ pub struct Seen {
     pub refused: Vec<String>,
     /// Codes of the closes that the server said.
     pub closes: Vec<u16>,
+    /// How often the server has taken a token.
+    pub authenticated: usize,
+    pub expiring: usize,
+    /// Codes of errors that concern the connection.
+    pub errors: Vec<String>,
 }
 
 /// See the module.
@@ -47,6 +52,27 @@ impl Dash {
         let handles = channels.iter().map(|channel| dash.client.subscribe(channel)).collect();
         dash.connect(address).await;
         (dash, handles)
+    }
+
+    /// The same as somebody: the token is the first message.
+    pub async fn open_as(address: SocketAddr, token: &str, channels: &[&str]) -> (Self, Vec<Handle>) {
+        let mut dash = Self::default();
+        dash.client.authenticate(token.parse().expect("a token"));
+        let handles = channels.iter().map(|channel| dash.client.subscribe(channel)).collect();
+        dash.connect(address).await;
+        (dash, handles)
+    }
+
+    /// Says another token.
+    pub async fn authenticate(&mut self, token: &str) {
+        self.client.authenticate(token.parse().expect("a token"));
+        self.send_outgoing().await;
+    }
+
+    /// Takes frames in until the server closes; the code.
+    pub async fn closed(&mut self) -> u16 {
+        within("the server closes", async { while self.next().await.is_some() {} }).await;
+        self.seen.closes.pop().expect("a close that the server said")
     }
 
     /// Connects, again if need be, and resumes what it has.
@@ -125,6 +151,9 @@ impl Dash {
                             Event::Reset { .. } => self.seen.resets += 1,
                             Event::Gap { .. } => self.seen.gaps += 1,
                             Event::Refused { error, .. } => self.seen.refused.push(error.code.clone()),
+                            Event::Authenticated(_) => self.seen.authenticated += 1,
+                            Event::Expiring { .. } => self.seen.expiring += 1,
+                            Event::Error(error) => self.seen.errors.push(error.code.clone()),
                             _ => {}
                         }
                     }

@@ -34,6 +34,27 @@ impl Node {
         redis: Option<&RedisUrl>,
         environment: &[(&str, &str)],
     ) -> Self {
+        Self::spawn(address, database, redis, environment, Stdio::inherit()).await
+    }
+
+    /// The same, and everything it logs goes to a file, for a test that looks for what must not be there.
+    pub async fn start_logging(
+        log: std::fs::File,
+        database: &DatabaseUrl,
+        redis: Option<&RedisUrl>,
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let anywhere = "127.0.0.1:0".parse().expect("an address");
+        Self::spawn(anywhere, database, redis, environment, log.into()).await
+    }
+
+    async fn spawn(
+        address: SocketAddr,
+        database: &DatabaseUrl,
+        redis: Option<&RedisUrl>,
+        environment: &[(&str, &str)],
+        stderr: Stdio,
+    ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rowcast"));
         command
             .arg("serve")
@@ -45,6 +66,7 @@ impl Node {
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(stderr)
             .kill_on_drop(true);
         if let Some(redis) = redis {
             command.env("REDIS_URL", redis.expose());
