@@ -4,6 +4,7 @@ create table rowcast.publications (
     id int not null unique generated always as identity,
     relation regclass not null,
     policy text not null,
+    policy_columns text[] not null,
     columns text[],
     key text[] not null,
     bulk_rows int not null check (bulk_rows >= 0),
@@ -19,6 +20,7 @@ comment on column rowcast.publications.name is 'The name clients subscribe to.';
 comment on column rowcast.publications.id is 'How the change log calls it: the same over all its generations, never reused.';
 comment on column rowcast.publications.relation is 'The table. Follows a rename; a dropped table ends the publication.';
 comment on column rowcast.publications.policy is 'Who may see which rows.';
+comment on column rowcast.publications.policy_columns is 'The columns a filter policy names: read also where they are not shown.';
 comment on column rowcast.publications.columns is 'The columns shown, key columns among them; null is {*}: all there are.';
 comment on column rowcast.publications.key is 'Columns that are unique together and not null, in key order.';
 comment on column rowcast.publications.bulk_rows is 'More changed rows than this at once are not told apart: every channel looks for itself.';

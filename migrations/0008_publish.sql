@@ -112,38 +112,169 @@ end
 $$;
 comment on function rowcast.check_columns(regclass, text[], text) is 'Raises an error unless all are columns, each once.';
 
-create function rowcast.check_policy(relation regclass, policy text) returns void
+create function rowcast.form_decoded(encoded text) returns text
+    language sql immutable strict
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(convert_from(string_agg(
+        case when p.part[1] ~ '^%[0-9a-fA-F]{2}$' then decode(substr(p.part[1], 2), 'hex') else convert_to(p.part[1], 'UTF8') end,
+        '' order by p.place), 'UTF8'), '')
+    from regexp_matches(replace($1, '+', ' '), '%[0-9a-fA-F]{2}|[^%]+|%', 'g') with ordinality as p (part, place)
+$$;
+comment on function rowcast.form_decoded(text) is 'Decodes a part of a query string: %2C and +.';
+
+-- The grammar is that of the nodes (src/query/grammar.rs), which read the policy again whenever a channel opens. What only
+-- they refused would be closed to everybody.
+create function rowcast.policy_conditions(policy text) returns table (column_name text, operator text)
+    language plpgsql immutable strict
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    quoted constant text := '"(?:[^"\\]|\\.)*"';
+    operators constant text := '^(?:not\.)?(eq|neq|gt|gte|lt|lte|in|like|ilike|is)\.';
+    list_item constant text := '(?:' || quoted || '|[^,()"]+)';
+    term text;
+    key text;
+    rest text;
+    operand text;
+    wanted text;
+    depth int;
+begin
+    foreach term in array string_to_array(policy, '&') loop
+        continue when term = '';
+        if strpos(term, '=') = 0 then
+            raise exception 'the policy cannot be read at "%"', term using errcode = 'invalid_parameter_value';
+        end if;
+        key := rowcast.form_decoded(split_part(term, '=', 1));
+        rest := rowcast.form_decoded(substr(term, strpos(term, '=') + 1));
+        depth := 0;
+        if key in ('select', 'order', 'limit', 'offset', 'not', 'columns', 'on_conflict') then
+            raise exception 'a policy has no "%"', key using errcode = 'invalid_parameter_value',
+                detail = 'Policies are filters.';
+        elsif key in ('and', 'or', 'not.and', 'not.or') then
+            depth := 1;
+            if left(rest, 1) <> '(' then
+                raise exception 'the policy cannot be read at "%"', rest using errcode = 'invalid_parameter_value';
+            end if;
+            rest := substr(rest, 2);
+        end if;
+        loop
+            -- Here a condition begins: all there is, or one of those in parentheses.
+            if depth > 0 and rest ~ '^(?:not\.)?(?:and|or)\(' then
+                depth := depth + 1;
+                rest := regexp_replace(rest, '^(?:not\.)?(?:and|or)\(', '');
+                if depth > 32 then
+                    raise exception 'the policy has conditions more than 32 deep' using errcode = 'invalid_parameter_value';
+                end if;
+                continue;
+            end if;
+            if depth = 0 then
+                column_name := key;
+            else
+                column_name := (regexp_match(rest, '^(' || quoted || '|[^,.:()"]+)\.'))[1];
+                rest := substr(rest, length(column_name) + 2);
+            end if;
+            if left(column_name, 1) = '"' then
+                column_name := case when column_name ~ ('^' || quoted || '$')
+                    then regexp_replace(substr(column_name, 2, length(column_name) - 2), '\\(.)', '\1', 'g') end;
+            end if;
+            operator := (regexp_match(rest, operators))[1];
+            if coalesce(column_name, '') = '' or operator is null then
+                raise exception 'the policy cannot be read at "%"', coalesce(nullif(rest, ''), term)
+                    using errcode = 'invalid_parameter_value', detail = format('The policy is %s', policy),
+                          hint = 'public, authenticated, rls, or a filter such as tenant_id=eq.{tenant_id}.';
+            end if;
+            rest := regexp_replace(rest, operators, '');
+            wanted := case
+                when operator = 'is' then '(?:null|true|false|unknown)'
+                when operator = 'in' then '(?:\{[^{}]+\}|\(' || list_item || '(?:,' || list_item || ')*\))'
+                when depth = 0 and left(rest, 1) <> '"' then '.*'
+                else '(?:' || quoted || '|[^,()"]*)'
+            end;
+            operand := (regexp_match(rest, '^(' || wanted || ')' || case when depth = 0 then '$' else '(?=[,)])' end))[1];
+            if operand is null then
+                raise exception 'the policy cannot be read at "%"', rest using errcode = 'invalid_parameter_value',
+                    detail = format('The policy is %s', policy);
+            end if;
+            -- Outside of quotes braces stand for claims.
+            if regexp_replace(operand, quoted, '', 'g') !~ '^(?:[^{}]|\{[^{}]+\})*$' then
+                raise exception 'the policy has braces that are no claim: "%"', operand
+                    using errcode = 'invalid_parameter_value', hint = 'tenant_id=eq.{tenant_id}, or name=eq."{braces}".';
+            elsif operator like '%like' and octet_length(operand) > 1000 then
+                raise exception 'the policy has a pattern of more than 1000 bytes' using errcode = 'invalid_parameter_value';
+            end if;
+            return next;
+            exit when depth = 0;
+            rest := substr(rest, length(operand) + 1);
+            while depth > 0 and left(rest, 1) = ')' loop
+                depth := depth - 1;
+                rest := substr(rest, 2);
+            end loop;
+            exit when depth = 0 and rest = '';
+            if depth = 0 or left(rest, 1) <> ',' then
+                raise exception 'the policy cannot be read at "%"', rest using errcode = 'invalid_parameter_value',
+                    detail = format('The policy is %s', policy);
+            end if;
+            rest := substr(rest, 2);
+        end loop;
+    end loop;
+end
+$$;
+comment on function rowcast.policy_conditions(text) is
+    'The columns that a filter policy names and what it asks of them, or an error that says where it cannot be read.';
+
+create function rowcast.checked_policy(relation regclass, policy text) returns text[]
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    term text;
-    parts text[];
+    asked record;
+    columns text[] := '{}';
+    conditions int := 0;
 begin
     if policy is null or policy = '' then
         raise exception 'a publication needs a policy' using errcode = 'null_value_not_allowed',
             hint = 'public, authenticated, rls, or a filter such as tenant_id=eq.{tenant_id}.';
     elsif policy in ('public', 'authenticated', 'rls') then
-        return;
+        return columns;
+    elsif octet_length(policy) > 65536 then
+        raise exception 'the policy has more than 65536 bytes' using errcode = 'invalid_parameter_value';
     end if;
-    foreach term in array string_to_array(policy, '&') loop
-        if term ~ '^(and|or)=\(.+\)$' then
-            continue;
-        end if;
-        parts := regexp_match(term, '^([^=]+)=(?:not\.)?(?:eq|neq|gt|gte|lt|lte|in|like|ilike|is)\..+$');
-        if parts is null then
-            raise exception 'the policy cannot be read at "%"', term using errcode = 'invalid_parameter_value',
-                detail = format('The policy is %s', policy),
-                hint = 'public, authenticated, rls, or a filter such as tenant_id=eq.{tenant_id}.';
-        elsif not exists (select from pg_attribute as a where a.attrelid = relation and a.attname = parts[1]
-                          and a.attnum > 0 and not a.attisdropped) then
-            raise exception 'the policy filters by "%", which is not a column of %', parts[1], relation
+    for asked in
+        select c.column_name, c.operator, a.type, rowcast.type_name(a.type) as type_name, rowcast.type_kind(a.type) as kind
+        from rowcast.policy_conditions(policy) as c
+        left join lateral (
+            select rowcast.base_type(a.atttypid) as type from pg_attribute as a
+            where a.attrelid = relation and a.attname = c.column_name and a.attnum > 0 and not a.attisdropped
+        ) as a on true
+    loop
+        if asked.type is null then
+            raise exception 'the policy filters by "%", which is not a column of %', asked.column_name, relation
                 using errcode = 'undefined_column';
+        elsif (asked.kind = 'other' and asked.operator <> 'is') or not (case
+            when asked.operator = 'is' then asked.type_name not in ('json', 'jsonb')
+            when asked.operator in ('like', 'ilike') then asked.type_name in ('text', 'varchar', 'name', 'bpchar')
+            when asked.kind = 'enum' or asked.type_name = 'jsonb' then asked.operator in ('eq', 'neq', 'in')
+            else asked.type_name in ('bool', 'int2', 'int4', 'int8', 'oid', 'numeric', 'float4', 'float8', 'text', 'varchar',
+                'name', 'bpchar', 'uuid', 'date', 'timestamp', 'timestamptz', 'time', 'timetz', 'interval', 'bytea')
+            end)
+        then
+            raise exception 'the policy asks "%" of "%", of type %', asked.operator, asked.column_name, asked.type_name
+                using errcode = 'feature_not_supported', detail = 'This cannot be told exactly outside of the database.';
+        end if;
+        conditions := conditions + 1;
+        if asked.column_name <> all (columns) then
+            columns := columns || asked.column_name;
         end if;
     end loop;
+    if conditions not between 1 and 256 then
+        raise exception 'a policy has between 1 and 256 conditions' using errcode = 'invalid_parameter_value';
+    end if;
+    return columns;
 end
 $$;
-comment on function rowcast.check_policy(regclass, text) is 'Raises an error for a policy that does not parse.';
+comment on function rowcast.checked_policy(regclass, text) is
+    'The columns that a policy names, or an error: it does not parse, or asks what cannot be told.';
 
 create function rowcast.checked_key(relation regclass, key text[]) returns text[]
     language plpgsql stable
@@ -204,6 +335,7 @@ declare
     published_name text;
     published_key text[];
     published_columns text[];
+    named_columns text[];
     earlier rowcast.publications;
     published rowcast.publications;
 begin
@@ -219,7 +351,7 @@ begin
     if coalesce(publish.bulk_rows, -1) < 0 or coalesce(publish.refresh_ms, -1) < 0 then
         raise exception 'bulk_rows and refresh_ms cannot be negative or null' using errcode = 'invalid_parameter_value';
     end if;
-    perform rowcast.check_policy(publish.relation, publish.policy);
+    named_columns := rowcast.checked_policy(publish.relation, publish.policy);
 
     perform rowcast.lock_for_publishing(publish.relation);
     perform rowcast.check_relation(publish.relation);
@@ -241,12 +373,12 @@ begin
     end if;
 
     insert into rowcast.publications as p
-        (name, relation, policy, columns, key, bulk_rows, refresh_ms, depends_on, generation, capture)
-    values (published_name, publish.relation, publish.policy, published_columns, published_key, publish.bulk_rows,
+        (name, relation, policy, policy_columns, columns, key, bulk_rows, refresh_ms, depends_on, generation, capture)
+    values (published_name, publish.relation, publish.policy, named_columns, published_columns, published_key, publish.bulk_rows,
             publish.refresh_ms, publish.depends_on, nextval('rowcast.version'),
             coalesce((select min(o.capture) from rowcast.publications as o where o.relation = publish.relation), 0))
     on conflict (name) do update set
-        policy = excluded.policy, columns = excluded.columns, key = excluded.key, bulk_rows = excluded.bulk_rows,
+        policy = excluded.policy, policy_columns = excluded.policy_columns, columns = excluded.columns, key = excluded.key, bulk_rows = excluded.bulk_rows,
         refresh_ms = excluded.refresh_ms, depends_on = excluded.depends_on, generation = excluded.generation,
         published_at = now()
     returning p.* into published;

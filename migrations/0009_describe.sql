@@ -11,26 +11,32 @@ begin
     return query
         select p.name, p.generation, p.id, c.oid, format('%s%I.%I', case c.relkind when 'r' then 'only ' else '' end, n.nspname, c.relname),
                p.policy, s.columns, s.key, s.casts, p.bulk_rows, rowcast.key_sql(c.oid, p.key, 'r'),
-               rowcast.row_sql(c.oid, s.names, p.key), rowcast.by_key_sql(c.oid, p.key),
+               rowcast.row_sql(c.oid, s.names, p.key || p.policy_columns), rowcast.by_key_sql(c.oid, p.key),
                md5(concat_ws(' ', s.fingerprint, f.files, t.triggers, intact.is_intact)), intact.is_intact
         from rowcast.publications as p
         join pg_class as c on c.oid = p.relation
         join pg_namespace as n on n.oid = c.relnamespace
-        -- The columns that still exist, in order.
+        -- The columns that still exist, in order; then those that only the policy needs.
         cross join lateral (
-            select json_agg(json_build_object('name', w.name, 'type', rowcast.type_name(w.type), 'kind', rowcast.type_kind(w.type))
+            select json_agg(json_build_object('name', w.name, 'type', rowcast.type_name(w.type), 'kind', rowcast.type_kind(w.type),
+                                              'hidden', w.is_hidden)
                             order by w.number) as columns,
                    array_agg(rowcast.cast_name(w.type) order by w.number) as casts,
                    array_agg(w.name order by w.number) as names,
-                   string_agg(format('%s %s %s %s', w.attnum, w.name, w.type, w.typmod), ',' order by w.number) as fingerprint,
+                   string_agg(format('%s %s %s %s %s', w.attnum, w.name, w.type, w.typmod, w.is_hidden), ',' order by w.number)
+                       as fingerprint,
                    (select array_agg(array_position(array_agg(w.name order by w.number), k.name) - 1 order by k.place)
                     from unnest(p.key) with ordinality as k (name, place)) as key
             from (
-                select a.attname::text as name, a.atttypid as type, a.atttypmod as typmod, a.attnum,
-                       row_number() over (order by coalesce(array_position(p.columns, a.attname::text), a.attnum)) as number
+                select a.attname::text as name, a.atttypid as type, a.atttypmod as typmod, a.attnum, h.is_hidden,
+                       row_number() over (order by h.is_hidden, coalesce(array_position(p.columns, a.attname::text), a.attnum))
+                           as number
                 from pg_attribute as a
+                cross join lateral (
+                    select p.columns is not null and a.attname <> all (p.columns) as is_hidden
+                ) as h
                 where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-                  and (p.columns is null or a.attname = any (p.columns))
+                  and (not h.is_hidden or a.attname = any (p.policy_columns))
             ) as w
         ) as s
         cross join lateral (

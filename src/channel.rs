@@ -1,11 +1,13 @@
 //! A channel: publication + resolved policy + query, in canonical form. The unit of caching, of fan-out and of permission.
 
+use std::sync::Arc;
+
 use sha2::{Digest, Sha256};
 
 use crate::identity::ResolvedPolicy;
 use crate::protocol::{Direction, Nulls, OrderBy};
 use crate::publication::{FeedKey, Schema};
-use crate::query::Query;
+use crate::query::{Filter, Query};
 use crate::version::base36;
 
 /// Publication + resolved policy + query, in canonical form: the unit of caching, of fan-out and of permission.
@@ -28,6 +30,20 @@ impl ChannelSpec {
         digest(&format!("{} {}", self.canonical(), schema.id()))
     }
 
+    /// The columns that policy and query name: where one of them has changed, the channel means something else.
+    pub fn columns(&self) -> Vec<Arc<str>> {
+        let query = &self.query;
+        let mut columns: Vec<Arc<str>> = self.filter().columns().into_iter().cloned().collect();
+        columns.extend(query.select.iter().flatten().cloned());
+        columns.extend(query.order.iter().map(|by| by.column.clone()));
+        columns
+    }
+
+    /// Whether it means the same whatever the columns are.
+    pub fn names_no_column(&self) -> bool {
+        self.columns().is_empty()
+    }
+
     /// JSON texts, so nothing in a value can be taken for what stands between two.
     fn canonical(&self) -> String {
         let Query { filter, select, order, limit } = &self.query;
@@ -35,12 +51,29 @@ impl ChannelSpec {
         format!("{}?{}", self.feed, parts.expect("texts and numbers are always JSON"))
     }
 
-    /// The order of the channel's rows: the key, ascending, where the query names none.
+    /// The order of the channel's rows: what the query names, and the key, ascending, as the last tie-break.
     pub fn order(&self, schema: &Schema) -> Vec<OrderBy> {
-        schema
-            .key_names()
-            .map(|name| OrderBy { column: name.clone(), dir: Direction::Asc, nulls: Nulls::Last })
-            .collect()
+        let mut order = self.query.order.clone();
+        for name in schema.key_names() {
+            if !order.iter().any(|by| by.column == *name) {
+                order.push(OrderBy { column: name.clone(), dir: Direction::Asc, nulls: Nulls::Last });
+            }
+        }
+        order
+    }
+
+    /// What has to hold for a row of the channel, as far as it is a filter: policy and query.
+    pub fn filter(&self) -> Filter {
+        let query = self.query.filter.clone();
+        match &self.policy {
+            ResolvedPolicy::Filter(policy) => Filter::all([policy.clone(), query]),
+            ResolvedPolicy::Public | ResolvedPolicy::Authenticated | ResolvedPolicy::Rls(_) => query,
+        }
+    }
+
+    /// Whether row security decides which rows it has.
+    pub fn is_rls(&self) -> bool {
+        matches!(self.policy, ResolvedPolicy::Rls(_))
     }
 }
 
@@ -55,7 +88,7 @@ fn digest(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::query::{Comparison, Filter};
+    use crate::query::Comparison;
 
     #[test]
     fn equal_queries_are_one_channel_and_different_ones_are_not() {

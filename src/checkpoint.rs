@@ -5,10 +5,12 @@
 //! ```json
 //! {"epoch":"k3f9","version":41,"cut":"10:12:","as_of":1790000000123,"floor":12,"changed":40,"holes":[[14,19]],
 //!  "schema":{"columns":[{"name":"id","type":"int4"}],"key":[0]},
-//!  "rows":[[40,[1],[1,"paid"]]],"gone":[[33,[9],"deleted"]]}
+//!  "rows":[[40,[1],[1,"paid"]]],"gone":[[33,[9],"deleted"]],
+//!  "feed_schema":{…},"spare":[[[2],[2,"open"]]],"horizon":[[2],[2,"open"]]}
 //! ```
 //!
-//! It holds no permission of its own: the key it is stored under does.
+//! `schema` is that of the rows; `feed_schema` that of the entries which roll them forward, where it is another. `spare`
+//! and `horizon` are those of a window. It holds no permission of its own: the key it is stored under does.
 
 use std::sync::Arc;
 
@@ -16,20 +18,32 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::channel::ChannelSpec;
 use crate::entry::{Key, Row, States};
 use crate::protocol::Why;
 use crate::publication::Schema;
-use crate::query::{Predicate, Query};
-use crate::rows::{Held, Rows, Tombstone};
+use crate::rows::{Held, Kept, RanOut, Rows, Tombstone};
 use crate::store::Entry;
 use crate::version::{Cut, Version};
+use crate::view::View;
 
 /// A channel at a cut.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     pub cut: Cut,
-    pub schema: Arc<Schema>,
+    pub view: Arc<View>,
     pub rows: Rows,
+}
+
+/// Why a checkpoint could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum BadCheckpoint {
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error("its columns are not those of the channel")]
+    Schema,
+    #[error("its rows are not those of the channel's window")]
+    Window,
 }
 
 /// Why a checkpoint could not be brought up to date; the remedy is a snapshot query for all of them.
@@ -43,6 +57,8 @@ pub enum CannotRoll {
     Schema,
     #[error("an entry could not be read")]
     Corrupt,
+    #[error(transparent)]
+    RanOut(#[from] RanOut),
 }
 
 #[derive(Serialize)]
@@ -53,8 +69,14 @@ struct Writing<'a> {
     changed: Version,
     holes: &'a [(Version, Version)],
     schema: &'a Schema,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    feed_schema: Option<&'a Schema>,
     rows: Vec<(Version, &'a RawValue, &'a RawValue)>,
-    gone: Vec<(Version, &'a RawValue, Why)>,
+    gone: Vec<(Version, &'a RawValue, Option<Why>)>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    spare: Vec<(&'a RawValue, &'a RawValue)>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    horizon: Option<(&'a RawValue, &'a RawValue)>,
 }
 
 #[derive(Deserialize)]
@@ -67,10 +89,15 @@ struct Reading<'a> {
     changed: Version,
     holes: Vec<(Version, Version)>,
     schema: Schema,
+    feed_schema: Option<Schema>,
     #[serde(borrow)]
     rows: Vec<(Version, &'a RawValue, &'a RawValue)>,
     #[serde(borrow)]
-    gone: Vec<(Version, &'a RawValue, Why)>,
+    gone: Vec<(Version, &'a RawValue, Option<Why>)>,
+    #[serde(borrow, default)]
+    spare: Vec<(&'a RawValue, &'a RawValue)>,
+    #[serde(borrow, default)]
+    horizon: Option<(&'a RawValue, &'a RawValue)>,
 }
 
 impl Checkpoint {
@@ -87,55 +114,80 @@ impl Checkpoint {
         for (key, tombstone) in self.rows.tombstones() {
             gone.push((tombstone.version, raw(key.as_str())?, tombstone.why));
         }
+        let mut spare = Vec::new();
+        for (key, row) in self.rows.spare() {
+            spare.push((raw(key.as_str())?, raw(row.text())?));
+        }
+        let horizon = match self.rows.horizon() {
+            Some((key, row)) => Some((raw(key.as_str())?, raw(row.text())?)),
+            None => None,
+        };
+        let is_whole = self.view.feed_schema() == self.view.schema();
         serde_json::to_vec(&Writing {
             cut: &self.cut,
             floor: self.rows.floor(),
             changed: self.rows.changed(),
             holes: self.rows.holes(),
-            schema: &self.schema,
+            schema: self.view.schema(),
+            feed_schema: (!is_whole).then_some(&**self.view.feed_schema()),
             rows,
             gone,
+            spare,
+            horizon,
         })
         .map(Bytes::from)
     }
 
-    /// Reads the text form.
+    /// Reads the text form of a channel's checkpoint.
     ///
     /// # Errors
-    /// Anything that [`Self::encode`] does not write.
-    pub fn decode(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+    /// Anything that [`Self::encode`] does not write for this channel.
+    pub fn decode(bytes: &[u8], spec: &ChannelSpec) -> Result<Self, BadCheckpoint> {
         let reading: Reading<'_> = serde_json::from_slice(bytes)?;
+        let feed_schema = Arc::new(reading.feed_schema.unwrap_or_else(|| reading.schema.clone()));
+        let view = View::new(spec, &feed_schema).ok_or(BadCheckpoint::Schema)?;
+        if **view.schema() != reading.schema {
+            return Err(BadCheckpoint::Schema);
+        }
         let mut held = Vec::with_capacity(reading.rows.len());
         for (version, key, row) in reading.rows {
-            held.push((Key::new(key.get()), Held { row: Arc::new(Row::parse(row.get())?), version }));
+            held.push((Key::new(key.get()), Held { row: row_of(row)?, version }));
         }
         let gone =
             reading.gone.into_iter().map(|(version, key, why)| (Key::new(key.get()), Tombstone { version, why }));
+        let mut spare = Vec::with_capacity(reading.spare.len());
+        for (key, row) in reading.spare {
+            spare.push((Key::new(key.get()), row_of(row)?));
+        }
+        let horizon = match reading.horizon {
+            Some((key, row)) => Some((Key::new(key.get()), row_of(row)?)),
+            None => None,
+        };
+        let (floor, changed, holes) = (reading.floor, reading.changed, reading.holes);
+        let kept = Kept { floor, changed, holes, held, gone: gone.collect(), spare, horizon };
         Ok(Self {
             cut: Cut { epoch: reading.epoch, version: reading.version, snapshot: reading.cut, as_of: reading.as_of },
-            schema: Arc::new(reading.schema),
-            rows: Rows::restore(reading.floor, reading.changed, reading.holes, held, gone),
+            rows: Rows::restore(&view, kept).map_err(|RanOut| BadCheckpoint::Window)?,
+            view: Arc::new(view),
         })
     }
 
-    /// Applies the log's entries above the checkpoint, and stands at `head` then. `query`: the channel's own.
+    /// Applies the log's entries above the checkpoint, and stands at `head` then.
     ///
     /// # Errors
     /// See [`CannotRoll`]: nothing is rolled forward across a resync, an epoch or a change of columns.
-    pub fn roll_forward(mut self, entries: &[Arc<Entry>], head: &Cut, query: &Query) -> Result<Self, CannotRoll> {
+    pub fn roll_forward(mut self, entries: &[Arc<Entry>], head: &Cut) -> Result<Self, CannotRoll> {
         if head.epoch != self.cut.epoch {
             return Err(CannotRoll::Epoch);
         }
-        let schema_id = self.schema.id();
-        let membership = Predicate::new(&query.filter, &self.schema).ok_or(CannotRoll::Schema)?;
         let mut at = self.cut.version;
         for entry in entries.iter().filter(|entry| entry.version > self.cut.version) {
             if entry.epoch != self.cut.epoch {
                 return Err(CannotRoll::Epoch);
             }
             match States::parse(&entry.states) {
-                Ok(States::Rows { schema, states }) if *schema == *schema_id => {
-                    self.rows.apply(entry.base.max(at), entry.version, &states, &membership);
+                Ok(States::Rows { schema, states }) if schema == *self.view.feed_schema_id() => {
+                    self.rows.apply(entry.base.max(at), entry.version, &states, &self.view)?;
                     at = entry.version;
                 }
                 Ok(States::Rows { .. }) => return Err(CannotRoll::Schema),
@@ -150,6 +202,10 @@ impl Checkpoint {
     }
 }
 
+fn row_of(text: &RawValue) -> Result<Arc<Row>, serde_json::Error> {
+    Row::parse(text.get()).map(Arc::new)
+}
+
 /// Text that is known to be JSON, unparsed.
 fn raw(text: &str) -> Result<&RawValue, serde_json::Error> {
     serde_json::from_str(text)
@@ -159,7 +215,9 @@ fn raw(text: &str) -> Result<&RawValue, serde_json::Error> {
 mod tests {
     use super::*;
     use crate::entry::{PartsWriter, State};
-    use crate::publication::Column;
+    use crate::identity::ResolvedPolicy;
+    use crate::publication::{Column, FeedKey};
+    use crate::query::Query;
     use crate::version::Epoch;
 
     fn cut(version: u64) -> Cut {
@@ -171,12 +229,39 @@ mod tests {
         }
     }
 
+    fn spec(query: Query) -> ChannelSpec {
+        ChannelSpec { feed: FeedKey { name: "a".into(), generation: 1 }, policy: ResolvedPolicy::Public, query }
+    }
+
+    fn view(query: Query) -> Arc<View> {
+        let schema =
+            Arc::new(Schema { columns: ["id", "n"].map(|name| Column::new(name, "int4")).into(), key: vec![0] });
+        Arc::new(View::new(&spec(query), &schema).expect("a view"))
+    }
+
+    fn ids(select: Option<&str>, limit: Option<u32>) -> Query {
+        Query { select: select.map(|name| vec![name.into()]), limit, ..Query::default() }
+    }
+
+    fn row(id: u32) -> (Key, Arc<Row>) {
+        (Key::new(format!("[{id}]")), Arc::new(Row::parse(&format!("[{id}]")).expect("a row")))
+    }
+
+    /// Of the column `id` alone.
     fn checkpoint() -> Checkpoint {
-        let schema = Schema { columns: vec![Column::new("id", "int4")], key: vec![0] };
-        let row = |id: u32| (Key::new(format!("[{id}]")), Arc::new(Row::parse(&format!("[{id}]")).expect("a row")));
+        let view = view(ids(Some("id"), None));
         let mut rows = Rows::at(Version(40), [row(1), row(2)]);
-        rows.apply(Version(40), Version(43), &[State { key: Key::new("[2]"), row: None }], &Predicate::default());
-        Checkpoint { cut: cut(43), schema: Arc::new(schema), rows }
+        rows.apply(Version(40), Version(43), &[State { key: Key::new("[2]"), row: None }], &view).expect("no window");
+        Checkpoint { cut: cut(43), view, rows }
+    }
+
+    /// What an entry says of these keys.
+    fn states(ids: &[u32]) -> Vec<String> {
+        let mut writer = PartsWriter::new(view(Query::default()).feed_schema_id());
+        for id in ids {
+            writer.push(&format!("[{id}]"), Some(&format!("[{id},7]")));
+        }
+        writer.finish()
     }
 
     fn entry(version: u64, states: Vec<String>) -> Arc<Entry> {
@@ -194,21 +279,45 @@ mod tests {
     #[test]
     fn a_checkpoint_comes_back_whole() {
         let written = checkpoint();
-        let read = Checkpoint::decode(&written.encode().expect("JSON")).expect("a checkpoint");
-        assert_eq!((read.cut, read.schema), (written.cut, written.schema));
+        let bytes = written.encode().expect("JSON");
+        let read = Checkpoint::decode(&bytes, &spec(ids(Some("id"), None))).expect("a checkpoint");
+        assert_eq!((&read.cut, read.view.schema()), (&written.cut, written.view.schema()));
+        assert_eq!(read.view.feed_schema_id(), written.view.feed_schema_id());
         assert_eq!(read.rows.holes(), [(Version(40), Version(43))]);
         assert_eq!(read.rows.changes_since(Version(40)), written.rows.changes_since(Version(40)));
         assert_eq!((read.rows.floor(), read.rows.changed()), (Version(40), Version(43)));
         read.rows.check_invariants();
+        let other = Checkpoint::decode(&bytes, &spec(Query::default()));
+        assert!(matches!(other, Err(BadCheckpoint::Schema)), "rows without `n` are not those of another channel");
+    }
+
+    #[test]
+    fn a_window_comes_back_with_its_spare_rows_and_rolls_forward_until_they_run_out() {
+        let query = ids(Some("id"), Some(2));
+        let view = view(query.clone());
+        let rows = Rows::read(&view, Version(40), (1..=4).map(row).collect(), false);
+        let bytes = Checkpoint { cut: cut(40), view, rows }.encode().expect("JSON");
+        let read = || Checkpoint::decode(&bytes, &spec(query.clone())).expect("a checkpoint");
+        assert_eq!((read().rows.len(), read().rows.spare().count()), (2, 2));
+        assert_eq!(read().rows.horizon().map(|(key, _)| key.clone()), Some(Key::new("[4]")));
+        let gone = |version, ids: &[u32]| {
+            let mut writer = PartsWriter::new(read().view.feed_schema_id());
+            ids.iter().for_each(|id| writer.push(&format!("[{id}]"), None));
+            Arc::new(Entry { base: Version(version - 1), ..(*entry(version, writer.finish())).clone() })
+        };
+        let rolled = read().roll_forward(&[gone(41, &[1, 3])], &cut(41)).expect("rolls");
+        let mut shown: Vec<&Key> = rolled.rows.iter().map(|(key, _)| key).collect();
+        shown.sort();
+        assert_eq!(shown, [&Key::new("[2]"), &Key::new("[4]")]);
+        rolled.rows.check_invariants();
+        let ran_out = read().roll_forward(&[gone(41, &[1, 3]), gone(42, &[2])], &cut(42));
+        assert_eq!(ran_out.expect_err("too few rows"), CannotRoll::RanOut(RanOut));
     }
 
     #[test]
     fn a_replay_from_below_it_leaves_its_own_version_known() {
-        let start = checkpoint();
-        let mut writer = PartsWriter::new(&start.schema.id());
-        writer.push("[5]", Some("[5]"));
-        let states = Arc::new(Entry { base: Version(41), ..(*entry(47, writer.finish())).clone() });
-        let rolled = start.roll_forward(&[states], &cut(47), &Query::default()).expect("rolls");
+        let states = Arc::new(Entry { base: Version(41), ..(*entry(47, states(&[5]))).clone() });
+        let rolled = checkpoint().roll_forward(&[states], &cut(47)).expect("rolls");
         assert!(rolled.rows.reaches(Version(43)), "where it stood");
         assert!(!rolled.rows.reaches(Version(44)), "a version that was lost");
     }
@@ -216,24 +325,19 @@ mod tests {
     #[test]
     fn it_rolls_forward_but_not_across_a_marker_an_epoch_or_other_columns() {
         let start = checkpoint();
-        let mut writer = PartsWriter::new(&start.schema.id());
-        writer.push("[5]", Some("[5]"));
-        let states = entry(45, writer.finish());
-        let rolled =
-            start.clone().roll_forward(std::slice::from_ref(&states), &cut(46), &Query::default()).expect("rolls");
+        let states = entry(45, states(&[5]));
+        let rolled = start.clone().roll_forward(std::slice::from_ref(&states), &cut(46)).expect("rolls");
         assert_eq!((rolled.cut.version, rolled.rows.len()), (Version(46), 2));
+        assert!(rolled.rows.iter().any(|(_, held)| held.row.text() == "[5]"), "without the column `n`");
 
         let marker = entry(46, vec![States::marker_part("truncate")]);
         assert_eq!(
-            start.clone().roll_forward(&[states, marker], &cut(46), &Query::default()).expect_err("a marker"),
+            start.clone().roll_forward(&[states, marker], &cut(46)).expect_err("a marker"),
             CannotRoll::Marker("truncate".into())
         );
         let other = entry(45, PartsWriter::new("other").finish());
-        assert_eq!(
-            start.clone().roll_forward(&[other], &cut(46), &Query::default()).expect_err("columns"),
-            CannotRoll::Schema
-        );
+        assert_eq!(start.clone().roll_forward(&[other], &cut(46)).expect_err("columns"), CannotRoll::Schema);
         let epoch = Cut { epoch: Epoch::new("other"), ..cut(46) };
-        assert_eq!(start.roll_forward(&[], &epoch, &Query::default()).expect_err("an epoch"), CannotRoll::Epoch);
+        assert_eq!(start.roll_forward(&[], &epoch).expect_err("an epoch"), CannotRoll::Epoch);
     }
 }

@@ -84,6 +84,23 @@ impl Row {
         Ok(Self { text: text.into(), places })
     }
 
+    /// A row of these values, each JSON text.
+    pub fn of_values(values: &[&str]) -> Self {
+        let mut text = String::with_capacity(values.iter().map(|value| value.len() + 1).sum::<usize>() + 1);
+        let mut places = Vec::with_capacity(values.len());
+        text.push('[');
+        for value in values {
+            if !places.is_empty() {
+                text.push(',');
+            }
+            let from = text.len() as u32;
+            text.push_str(value);
+            places.push((from, text.len() as u32));
+        }
+        text.push(']');
+        Self { text: text.into(), places: places.into() }
+    }
+
     /// The values, the extra object of large columns included if there is one.
     pub fn len(&self) -> usize {
         self.places.len()

@@ -2,8 +2,9 @@
 //! what it has to send.
 //!
 //! This file is the door: what others may ask of the hub ([`HubHandle`]) and what it says of itself ([`HubStatus`]).
-//! Behind it, in reading order: [`channel`] holds rows and finds its way to the node's version, [`session`] is one
-//! client as the hub sees it, [`state`] decides what a wake-up means, purely, and [`task`] waits and does.
+//! Behind it, in reading order: [`channel`] holds rows and finds its way to the node's version, [`index`] knows which
+//! channels a row concerns, [`session`] is one client as the hub sees it, [`state`] decides what a wake-up means, purely,
+//! and [`task`] waits and does.
 //!
 //! A session gets deliveries in order, and each frame of a delivery in order. A session that does not keep up is not
 //! waited for: its inbox holds at most [`INBOX_DELIVERIES`]; when that is full the hub remembers only the session's
@@ -23,6 +24,7 @@ use crate::version::{Cut, Version};
 
 mod channel;
 mod inbox;
+mod index;
 mod pages;
 mod session;
 mod state;

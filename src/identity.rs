@@ -2,10 +2,11 @@
 //!
 //! Every channel is resolved through [`resolve`], and its result is part of the channel and of every cache key: the cache
 //! key is the permission. An identity is proved by a token: [`token`] verifies it with [`keys`], which [`jwks`] may fetch,
-//! unless it was taken back ([`revocation`]). Today `public` and `authenticated` open, and everything else refuses.
+//! unless it was taken back ([`revocation`]).
 
 pub mod jwks;
 pub mod keys;
+mod policy;
 pub mod revocation;
 mod strict;
 pub mod token;
@@ -15,9 +16,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::protocol::{ErrorCode, Refusal};
-use crate::publication::{Policy, Publication};
 use crate::query::Filter;
+
+pub use policy::resolve;
 
 /// A client's proved identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,18 +82,4 @@ pub struct RlsIdentity {
     pub role: String,
     /// `request.jwt.claims`: the declared claims as JSON text, sorted by name.
     pub claims: String,
-}
-
-/// What an identity may see of a publication.
-///
-/// # Errors
-/// `forbidden`, with nothing about the publication in it.
-pub fn resolve(identity: &Identity, publication: &Publication) -> Result<ResolvedPolicy, Refusal> {
-    match &publication.policy {
-        Policy::Public => Ok(ResolvedPolicy::Public),
-        Policy::Authenticated if matches!(identity, Identity::Proven(_)) => Ok(ResolvedPolicy::Authenticated),
-        Policy::Authenticated | Policy::Filter(_) | Policy::Rls => {
-            Err(Refusal::new(ErrorCode::Forbidden, "this publication is not open to you"))
-        }
-    }
 }

@@ -12,6 +12,8 @@ pub mod entry;
 
 pub mod protocol;
 
+pub mod value;
+
 pub mod order;
 
 pub mod metrics;
@@ -21,6 +23,10 @@ pub mod query;
 pub mod identity;
 
 pub mod channel;
+
+pub mod audit;
+
+pub mod view;
 
 pub mod store;
 

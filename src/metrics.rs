@@ -27,6 +27,7 @@ const SNAPSHOT_QUERIES: &str = "rowcast_snapshot_queries_total";
 const LEADER: &str = "rowcast_leader";
 const RESYNCS: &str = "rowcast_resyncs_total";
 const LOG_READS: &str = "rowcast_log_reads_total";
+const AUDIT_DROPPED: &str = "rowcast_audit_dropped_total";
 const SUBSCRIPTIONS: &str = "rowcast_subscriptions_total";
 const SESSION_CLOSES: &str = "rowcast_session_closes_total";
 const FRAMES_SENT: &str = "rowcast_frames_sent_total";
@@ -118,6 +119,7 @@ fn describe() {
     describe_gauge!(LEADER, Unit::Count, "1 where this node is the leader");
     describe_counter!(RESYNCS, Unit::Count, "Channels that were compared with Postgres again because of a marker");
     describe_counter!(LOG_READS, Unit::Count, "Times that this node went on by the log because a push was missing");
+    describe_counter!(AUDIT_DROPPED, Unit::Count, "Records that the audit table did not get, because too many waited");
     describe_counter!(
         SUBSCRIPTIONS,
         Unit::Count,
@@ -132,7 +134,7 @@ fn describe() {
 
 /// A figure that never moved is 0, not absent: a rate over an absent series is no answer.
 fn begin_at_zero() {
-    for name in [CUTS, SNAPSHOT_QUERIES, RESYNCS, LOG_READS, FRAMES_SENT, BYTES_SENT] {
+    for name in [CUTS, SNAPSHOT_QUERIES, RESYNCS, LOG_READS, AUDIT_DROPPED, FRAMES_SENT, BYTES_SENT] {
         counter!(name).increment(0);
     }
     for name in [SESSIONS, CHANNELS, LEADER] {
@@ -228,6 +230,11 @@ pub fn leader(leads: bool) {
 /// The hub went on by the log.
 pub fn log_read() {
     counter!(LOG_READS).increment(1);
+}
+
+/// A record for the audit table was dropped.
+pub fn audit_dropped() {
+    counter!(AUDIT_DROPPED).increment(1);
 }
 
 /// A subscription was answered, with a snapshot or with what it missed.

@@ -1,29 +1,21 @@
 //! Sorting rows by a channel's order, from the JSON texts of their values.
 //!
-//! Numbers by value, everything else by the bytes of its text, which for times in the wire's ISO form and for `collate "C"`
-//! is Postgres' own order. Snapshots on a websocket are not sorted: the client keeps its rows in order anyway.
+//! As Postgres sorts, with `collate "C"` for texts, for every type that [`ValueType`] orders; a query that sorts by another
+//! one is refused when it is resolved. Keys may be of such types all the same (enums): rows are then sorted by text, in one
+//! order wherever it is done, if not in Postgres' own.
 
 use std::cmp::Ordering;
 
 use crate::protocol::{Direction, Nulls, OrderBy};
 use crate::publication::Schema;
-
-/// A value as it is compared.
-#[derive(Clone, Debug)]
-enum Comparable {
-    Null,
-    Whole(i128),
-    /// Digits beyond a double's do not count.
-    Number(f64),
-    Text(String),
-}
+use crate::value::{self, Comparable, ValueType};
 
 /// What a row is sorted by: the values of an order's columns.
 #[derive(Clone, Debug)]
-pub struct SortKey(Vec<Comparable>);
+pub struct SortKey(Vec<Option<Comparable<'static>>>);
 
 /// How rows are sorted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct RowOrder {
     parts: Vec<Part>,
 }
@@ -31,7 +23,8 @@ pub struct RowOrder {
 #[derive(Clone, Debug)]
 struct Part {
     column: usize,
-    is_number: bool,
+    /// `None`: by the text on the wire.
+    kind: Option<ValueType>,
     dir: Direction,
     nulls: Nulls,
 }
@@ -41,64 +34,47 @@ impl RowOrder {
     pub fn new(order: &[OrderBy], schema: &Schema) -> Self {
         let part = |by: &OrderBy| {
             let column = schema.columns.iter().position(|column| column.name == by.column)?;
-            let is_number = is_number(&schema.columns[column].type_name);
-            Some(Part { column, is_number, dir: by.dir, nulls: by.nulls })
+            let kind = ValueType::of(&schema.columns[column]).filter(|kind| kind.is_ordered());
+            Some(Part { column, kind, dir: by.dir, nulls: by.nulls })
         };
         Self { parts: order.iter().filter_map(part).collect() }
     }
 
     /// What a row is sorted by; `value` gives the JSON text of a column.
     pub fn key<'a>(&self, value: impl Fn(usize) -> Option<&'a str>) -> SortKey {
-        SortKey(self.parts.iter().map(|part| Comparable::read(value(part.column), part.is_number)).collect())
+        SortKey(self.parts.iter().map(|part| part.read(value(part.column)).map(Comparable::into_owned)).collect())
     }
 
     /// The order of two rows.
     pub fn compare(&self, a: &SortKey, b: &SortKey) -> Ordering {
         let values = self.parts.iter().zip(a.0.iter().zip(&b.0));
-        values.map(|(part, (a, b))| part.compare(a, b)).find(|ordering| ordering.is_ne()).unwrap_or(Ordering::Equal)
+        values
+            .map(|(part, (a, b))| part.compare(a.as_ref(), b.as_ref()))
+            .find(|ordering| ordering.is_ne())
+            .unwrap_or(Ordering::Equal)
     }
 }
 
 impl Part {
-    fn compare(&self, a: &Comparable, b: &Comparable) -> Ordering {
+    fn read<'a>(&self, json: Option<&'a str>) -> Option<Comparable<'a>> {
+        let json = json.filter(|json| *json != "null")?;
+        match self.kind {
+            Some(kind) if kind.is_large(json) => None,
+            Some(kind) => kind.read(json),
+            None => Some(Comparable::Text(value::text(json))),
+        }
+    }
+
+    fn compare(&self, a: Option<&Comparable<'_>>, b: Option<&Comparable<'_>>) -> Ordering {
         let null_first = self.nulls == Nulls::First;
         let ordering = match (a, b) {
-            (Comparable::Null, Comparable::Null) => return Ordering::Equal,
-            (Comparable::Null, _) => return if null_first { Ordering::Less } else { Ordering::Greater },
-            (_, Comparable::Null) => return if null_first { Ordering::Greater } else { Ordering::Less },
-            (Comparable::Whole(a), Comparable::Whole(b)) => a.cmp(b),
-            (Comparable::Text(a), Comparable::Text(b)) => a.cmp(b),
-            (a, b) => compare_doubles(a.as_double(), b.as_double()),
+            (None, None) => return Ordering::Equal,
+            (None, _) => return if null_first { Ordering::Less } else { Ordering::Greater },
+            (_, None) => return if null_first { Ordering::Greater } else { Ordering::Less },
+            (Some(a), Some(b)) => a.compare(b),
         };
         if self.dir == Direction::Desc { ordering.reverse() } else { ordering }
     }
-}
-
-impl Comparable {
-    fn read(json: Option<&str>, is_number: bool) -> Self {
-        let Some(json) = json.filter(|json| *json != "null") else { return Self::Null };
-        let text = plain(json);
-        if !is_number {
-            return Self::Text(text);
-        }
-        match text.parse() {
-            Ok(whole) => Self::Whole(whole),
-            Err(_) => Self::Number(text.parse().unwrap_or(f64::NAN)),
-        }
-    }
-
-    fn as_double(&self) -> f64 {
-        match self {
-            Self::Whole(whole) => *whole as f64,
-            Self::Number(number) => *number,
-            Self::Null | Self::Text(_) => f64::NAN,
-        }
-    }
-}
-
-/// As Postgres does: NaN above all others, and equal to itself.
-fn compare_doubles(a: f64, b: f64) -> Ordering {
-    a.partial_cmp(&b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
 }
 
 /// Whether values of a type are numbers.
@@ -108,7 +84,7 @@ pub fn is_number(type_name: &str) -> bool {
 
 /// The text that a JSON value stands for: strings without their quotes, everything else as it is.
 pub fn plain(json: &str) -> String {
-    serde_json::from_str::<String>(json).unwrap_or_else(|_| json.to_owned())
+    value::text(json).into_owned()
 }
 
 #[cfg(test)]

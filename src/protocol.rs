@@ -462,12 +462,15 @@ impl RowsFrame {
         }
     }
 
-    /// Adds a key that is gone.
-    pub fn gone(&mut self, key: &Key, why: Why) {
+    /// Adds a key that is gone; `None`: it is not known why.
+    pub fn gone(&mut self, key: &Key, why: Option<Why>) {
         self.close_rows();
         self.text.push_str(if self.gone == 0 { r#","gone":["# } else { "," });
         self.gone += 1;
-        self.text.push_str(&format!(r#"{{"key":{},"why":"{}"}}"#, key.as_str(), why.name()));
+        match why {
+            Some(why) => self.text.push_str(&format!(r#"{{"key":{},"why":"{}"}}"#, key.as_str(), why.name())),
+            None => self.text.push_str(&format!(r#"{{"key":{}}}"#, key.as_str())),
+        }
     }
 
     fn close_rows(&mut self) {
@@ -531,13 +534,13 @@ mod tests {
         let mut frame = RowsFrame::delta(ChannelNumber(7), Version(41), &cut(44), true);
         let row = Row::parse(r#"[1,null,{"sta\"tus":1834021}]"#).expect("a row");
         frame.row(&schema(), &Key::new("[1]"), &row, 0..2);
-        frame.gone(&Key::new("[9]"), Why::Deleted);
-        frame.gone(&Key::new("[8]"), Why::Filter);
+        frame.gone(&Key::new("[9]"), Some(Why::Deleted));
+        frame.gone(&Key::new("[8]"), None);
         assert_eq!(
             read(&frame.finish(true)),
             json!({"op":"delta","ch":7,"prev":41,"version":44,"as_of":1_790_000_000_123_i64,"epoch":"k3f9",
                 "rows":[{"id":1,"sta\"tus":null}],
-                "gone":[{"key":[9],"why":"deleted"},{"key":[8],"why":"filter"}],
+                "gone":[{"key":[9],"why":"deleted"},{"key":[8]}],
                 "large":[{"key":[1],"columns":{"sta\"tus":1_834_021}}],"more":true})
         );
     }
@@ -545,7 +548,7 @@ mod tests {
     #[test]
     fn frames_without_rows_or_gone_keys_leave_them_out() {
         let mut frame = RowsFrame::delta(ChannelNumber(7), Version(41), &cut(44), false);
-        frame.gone(&Key::new("[9]"), Why::Window);
+        frame.gone(&Key::new("[9]"), Some(Why::Window));
         assert_eq!(
             read(&frame.finish(false)),
             json!({"op":"delta","ch":7,"prev":41,"version":44,"as_of":1_790_000_000_123_i64,

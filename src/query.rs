@@ -1,24 +1,34 @@
 //! What a client asks of a publication: filter, columns, order, limit.
 //!
 //! A channel text is read once, at the edge, into a [`ChannelRequest`]; with the publication's columns and literals that
-//! Postgres has cast it becomes a [`Query`], which is canonical: equal queries are equal values.
+//! Postgres has cast it becomes a [`Query`], which is canonical: equal queries are equal values. A filter then has two
+//! forms that agree: a [`Predicate`] over rows in memory, and a [`Where`] for Postgres.
 
 use std::sync::Arc;
 
 use crate::protocol::{ErrorCode, OrderBy, Refusal};
+#[cfg(doc)]
 use crate::publication::Publication;
 
 mod filter;
+mod grammar;
+pub mod like;
+mod predicate;
 mod request;
+mod resolve;
+mod sql;
 
-pub use filter::{Comparison, Filter, Is, Predicate, can_equal};
+pub use filter::{Comparison, Filter, Is};
+pub use predicate::Predicate;
 pub use request::{ChannelRequest, Condition, Named, OrderTerm, Value};
+pub use resolve::{Scope, resolve, resolve_filter};
+pub use sql::{Bound, Where, order_by, quoted};
 
 /// The part of a channel after the `?`, in canonical form.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Query {
     pub filter: Filter,
-    /// The columns asked for, sorted, each once; `None`: all that are shown. Key columns and those of `order` come besides.
+    /// The columns asked for and those of the key and of `order`, sorted, each once; `None`: all that are shown.
     pub select: Option<Vec<Arc<str>>>,
     /// With the key as the last tie-break; empty: by key alone, where there is no limit.
     pub order: Vec<OrderBy>,
@@ -27,40 +37,6 @@ pub struct Query {
 
 /// A literal that Postgres has to cast: the SQL name of the type ([`Publication::casts`]), and the text.
 pub type Literal = (Arc<str>, Arc<str>);
-
-/// Resolves a request; `known` gives a literal's canonical value, if it has been cast, or why it cannot be.
-/// `Ok(Err(…))`: these have to be cast first.
-///
-/// # Errors
-/// `bad_query`, with the place.
-pub fn resolve(
-    request: &ChannelRequest,
-    publication: &Publication,
-    known: impl Fn(&Literal) -> Option<Result<Arc<str>, String>>,
-) -> Result<Result<Query, Vec<Literal>>, Refusal> {
-    let mut filters = Vec::new();
-    let mut missing = Vec::new();
-    for condition in &request.filters {
-        let Condition::Compare { column: named, op, value } = condition else { continue };
-        let bad = |message: String| Refusal { at: Some(named.at), ..Refusal::new(ErrorCode::BadQuery, message) };
-        let place = publication.schema.columns.iter().position(|column| column.name == named.name && !column.hidden);
-        let Some(place) = place else {
-            return Err(bad(format!("there is no column `{}`", shortened(&named.name))));
-        };
-        let column = &publication.schema.columns[place];
-        if !can_equal(&column.type_name, column.kind) {
-            return Err(bad(format!("columns of type {} cannot be filtered yet", column.type_name)));
-        }
-        let literal = (publication.casts[place].clone(), value.text.clone());
-        match known(&literal) {
-            None => missing.push(literal),
-            Some(Ok(value)) => filters.push(Filter::Compare { column: column.name.clone(), op: *op, value }),
-            Some(Err(message)) => return Err(bad(message)),
-        }
-    }
-    let query = Query { filter: Filter::all(filters), ..Query::default() };
-    Ok(if missing.is_empty() { Ok(query) } else { Err(missing) })
-}
 
 /// The refusal for a name that is not published.
 pub fn unknown_publication(name: &str) -> Refusal {

@@ -1,5 +1,7 @@
 //! Keyed rows that remember when they changed: the body of a channel and of its checkpoint.
 //!
+//! They are what the channel's clients see: rows of its [`View`], and of its window those that are shown.
+//!
 //! ```text
 //!             floor        a hole            at
 //!  ───────────┼─────────●━━━━━━━━━●───────────┤   versions
@@ -20,8 +22,14 @@ use std::sync::Arc;
 
 use crate::entry::{Key, Row, State};
 use crate::protocol::Why;
-use crate::query::Predicate;
 use crate::version::Version;
+use crate::view::{Verdict, View};
+
+#[cfg(test)]
+mod tests;
+mod window;
+
+pub use window::Window;
 
 /// Tombstones kept beyond the number of rows; the oldest go first and raise the floor.
 const TOMBSTONES_MIN: usize = 10_000;
@@ -36,11 +44,11 @@ pub struct Held {
     pub version: Version,
 }
 
-/// A key that is gone: since when, and why.
+/// A key that is gone: since when, and why if that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tombstone {
     pub version: Version,
-    pub why: Why,
+    pub why: Option<Why>,
 }
 
 /// The rows of one channel at a version.
@@ -57,13 +65,37 @@ pub struct Rows {
     changed: Version,
     /// Bytes of row text held.
     bytes: usize,
+    /// Of a channel with a limit: what is held is what it shows.
+    window: Option<Window>,
+}
+
+/// A window has fewer rows to show than there may be: the channel has to be read again. Of the step that led to it only
+/// the rows that left are told, with the reason, which is not known any more when the rows are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the window has run out of spare rows")]
+pub struct RanOut;
+
+/// Rows of a channel as a checkpoint keeps them.
+#[derive(Debug, Default)]
+pub struct Kept {
+    pub floor: Version,
+    pub changed: Version,
+    pub holes: Vec<(Version, Version)>,
+    pub held: Vec<(Key, Held)>,
+    pub gone: Vec<(Key, Tombstone)>,
+    /// Of a window: rows that are known and not shown.
+    pub spare: Vec<(Key, Arc<Row>)>,
+    /// Of a window: the row up to which all are known; `None`: there are no others.
+    pub horizon: Option<(Key, Arc<Row>)>,
 }
 
 /// What one step changed, each key once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     pub rows: Vec<Changed>,
-    pub gone: Vec<(Key, Why)>,
+    pub gone: Vec<(Key, Option<Why>)>,
+    /// Rows that nobody saw, and that a window knows no more.
+    pub trimmed: Vec<Key>,
 }
 
 /// A row that is new or differs.
@@ -76,6 +108,7 @@ pub struct Changed {
 }
 
 impl Changes {
+    /// Whether there is nothing to tell.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty() && self.gone.is_empty()
     }
@@ -85,7 +118,7 @@ impl Changes {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Since {
     pub rows: Vec<(Key, Arc<Row>)>,
-    pub gone: Vec<(Key, Why)>,
+    pub gone: Vec<(Key, Option<Why>)>,
 }
 
 impl Rows {
@@ -98,22 +131,41 @@ impl Rows {
         this
     }
 
-    /// Rows as a checkpoint kept them.
-    pub fn restore(
-        floor: Version,
-        changed: Version,
-        holes: Vec<(Version, Version)>,
-        held: impl IntoIterator<Item = (Key, Held)>,
-        gone: impl IntoIterator<Item = (Key, Tombstone)>,
-    ) -> Self {
-        let mut this = Self { floor, changed, holes, ..Self::default() };
+    /// Members of a view that were read anew. `all`: there are no others; else there may be others behind the last.
+    pub fn read(view: &View, version: Version, members: Vec<(Key, Arc<Row>)>, all: bool) -> Self {
+        if view.limit().is_none() {
+            return Self::at(version, members);
+        }
+        let window = Window::of(view, members, all);
+        let shown: Vec<(Key, Arc<Row>)> =
+            window.iter().flat_map(Window::rows).map(|(key, row)| (key.clone(), row.clone())).collect();
+        Self { window, ..Self::at(version, shown) }
+    }
+
+    /// Rows as a checkpoint kept them. Where they are not what a window shows, it has run out.
+    ///
+    /// # Errors
+    /// They are not such rows.
+    pub fn restore(view: &View, kept: Kept) -> Result<Self, RanOut> {
+        let Kept { floor, changed, holes, held, gone, spare, horizon } = kept;
+        let shown = held.iter().map(|(key, held)| (key.clone(), held.row.clone()));
+        let window = Window::restore(view, shown.chain(spare), horizon);
+        let fits = |window: &Window| {
+            !window.has_run_out()
+                && window.rows().count() == held.len()
+                && held.iter().all(|(key, held)| window.shown(key) == Some(&held.row))
+        };
+        if !window.as_ref().is_none_or(fits) {
+            return Err(RanOut);
+        }
+        let mut this = Self { floor, changed, holes, window, ..Self::default() };
         for (key, held) in held {
             this.hold(key, held.row, held.version);
         }
         for (key, tombstone) in gone {
             this.bury(key, tombstone);
         }
-        this
+        Ok(this)
     }
 
     pub fn len(&self) -> usize {
@@ -150,54 +202,150 @@ impl Rows {
         self.tombstones.iter()
     }
 
+    /// Rows of a window that are known and not shown.
+    pub fn spare(&self) -> impl Iterator<Item = (&Key, &Arc<Row>)> {
+        self.window.iter().flat_map(Window::spare)
+    }
+
+    /// The row up to which all rows of a window are known; `None`: there are no others.
+    pub fn horizon(&self) -> Option<(&Key, &Arc<Row>)> {
+        self.window.as_ref().and_then(Window::horizon)
+    }
+
+    /// Whether the spare rows should be read again before they run out.
+    pub fn runs_low(&self) -> bool {
+        self.window.as_ref().is_some_and(Window::runs_low)
+    }
+
+    /// Whether a key's row is known, also if it is a spare one.
+    pub fn knows(&self, key: &Key) -> bool {
+        self.window.as_ref().map_or_else(|| self.held.contains_key(key), |window| window.knows(key))
+    }
+
+    /// Every key whose row is known.
+    pub fn known_keys(&self) -> impl Iterator<Item = &Key> {
+        let plain = self.held.keys().take(if self.window.is_some() { 0 } else { usize::MAX });
+        plain.chain(self.window.iter().flat_map(Window::keys))
+    }
+
     /// Moves to `version` by the states of its keys. `base` is the head that the version continued, or
     /// where these rows stand if that is higher: whoever is strictly between the two is on a version that was lost.
     ///
     /// A row that is no member of the channel is not held; one that was held and is no member any more is gone.
-    pub fn apply(&mut self, base: Version, version: Version, states: &[State], membership: &Predicate) -> Changes {
+    ///
+    /// # Errors
+    /// The channel has to be read again.
+    pub fn apply<'a>(
+        &mut self,
+        base: Version,
+        version: Version,
+        states: impl IntoIterator<Item = &'a State>,
+        view: &View,
+    ) -> Result<Changes, RanOut> {
         let mut changes = Changes::default();
-        for state in states {
-            match state.row.as_ref().filter(|row| membership.holds(row)) {
-                Some(row) => {
-                    let before = self.held.get(&state.key);
-                    if before.is_some_and(|held| held.row == *row) {
-                        continue;
-                    }
-                    let before = before.map(|held| held.row.clone());
-                    self.hold(state.key.clone(), row.clone(), version);
-                    changes.rows.push(Changed { key: state.key.clone(), before, row: row.clone() });
-                }
-                None => {
-                    if self.held.contains_key(&state.key) {
-                        let why = if state.row.is_some() { Why::Filter } else { Why::Deleted };
-                        self.bury(state.key.clone(), Tombstone { version, why });
-                        changes.gone.push((state.key.clone(), why));
+        let mut ran_out = false;
+        match self.window.take() {
+            None => {
+                for state in states {
+                    match view.judge(state.row.as_ref()) {
+                        Verdict::Member(row) => self.show(&state.key, row, version, &mut changes),
+                        Verdict::Not(why) => self.hide(&state.key, Some(why), version, &mut changes),
                     }
                 }
+            }
+            Some(mut window) => {
+                self.apply_to(&mut window, version, states, view, &mut changes);
+                ran_out = window.has_run_out();
+                self.window = Some(window);
             }
         }
         if !changes.is_empty() {
             self.changed = version;
         }
-        self.add_hole(base, version);
+        self.jump(base, version);
         self.prune();
-        changes
+        if ran_out { Err(RanOut) } else { Ok(changes) }
+    }
+
+    /// What a window shows depends on all of its rows: they move first, and then it is told what is shown.
+    fn apply_to<'a>(
+        &mut self,
+        window: &mut Window,
+        version: Version,
+        states: impl IntoIterator<Item = &'a State>,
+        view: &View,
+        changes: &mut Changes,
+    ) {
+        let mut affected: Vec<Key> = Vec::new();
+        let mut left: HashMap<&Key, Why> = HashMap::new();
+        for state in states {
+            match view.judge(state.row.as_ref()) {
+                Verdict::Member(row) => window.set(&state.key, Some(row)),
+                Verdict::Not(why) => {
+                    window.set(&state.key, None);
+                    left.insert(&state.key, why);
+                }
+            }
+            affected.push(state.key.clone());
+        }
+        let moved = window.settle();
+        affected.extend(moved.crossed);
+        for key in affected {
+            match window.shown(&key) {
+                Some(row) if !window.has_run_out() => self.show(&key, row.clone(), version, changes),
+                // What comes in instead is not known; who has left is, and why.
+                Some(_) => {}
+                None => self.hide(&key, Some(left.get(&key).copied().unwrap_or(Why::Window)), version, changes),
+            }
+        }
+        changes.trimmed = moved.trimmed;
     }
 
     /// Moves from the version `from` to `version` by comparing with rows that were read anew. Versions strictly between
     /// become a hole: what they held is not known.
-    pub fn replace(&mut self, from: Version, version: Version, fresh: &Rows) -> Changes {
-        let mut states: Vec<State> = Vec::new();
-        for key in self.held.keys() {
-            if !fresh.held.contains_key(key) {
-                states.push(State { key: key.clone(), row: None });
-            }
+    pub fn replace(&mut self, from: Version, version: Version, fresh: Self, view: &View) -> Changes {
+        let mut changes = Changes::default();
+        let missing: Vec<Key> = self.held.keys().filter(|&key| !fresh.held.contains_key(key)).cloned().collect();
+        for key in missing {
+            // Of a row that is not among those read nothing is known but that.
+            let why = if fresh.knows(&key) { Some(Why::Window) } else { view.shows_all().then_some(Why::Deleted) };
+            self.hide(&key, why, version, &mut changes);
         }
-        for (key, held) in &fresh.held {
-            states.push(State { key: key.clone(), row: Some(held.row.clone()) });
+        for (key, held) in fresh.held {
+            self.show(&key, held.row, version, &mut changes);
         }
-        // What was read anew are members already.
-        self.apply(from, version, &states, &Predicate::default())
+        self.window = fresh.window;
+        if !changes.is_empty() {
+            self.changed = version;
+        }
+        self.jump(from, version);
+        self.prune();
+        changes
+    }
+
+    /// Takes over the spare rows of the same rows, read anew. False: they are not the same, and nothing was taken.
+    pub fn refill(&mut self, fresh: Self) -> bool {
+        let same = self.held.len() == fresh.held.len()
+            && fresh.held.iter().all(|(key, held)| self.held.get(key).is_some_and(|ours| ours.row == held.row));
+        if same {
+            self.window = fresh.window;
+        }
+        same
+    }
+
+    /// Goes on from `low` to `high`, where nothing of these rows changed, or what changed is known: versions strictly
+    /// between the two were lost.
+    pub fn jump(&mut self, low: Version, high: Version) {
+        // A version counts up by one where nothing was lost, and then there is nothing strictly between.
+        if high.0 > low.0 + 1 && low >= self.floor {
+            self.holes.push((low, high));
+        } else if high.0 > low.0 + 1 && high > self.floor {
+            self.holes.push((self.floor, high));
+        }
+        if self.holes.len() > HOLES_MAX {
+            let (_, high) = self.holes.remove(0);
+            self.raise_floor(high);
+        }
     }
 
     /// Raises the floor to `version`, for rows that turned out to stand there (see `at`).
@@ -229,12 +377,31 @@ impl Rows {
             match self.held.get(key) {
                 Some(held) => answer.rows.push((key.clone(), held.row.clone())),
                 None => {
-                    let why = self.tombstones.get(key).map_or(Why::Deleted, |tombstone| tombstone.why);
+                    let why = self.tombstones.get(key).and_then(|tombstone| tombstone.why);
                     answer.gone.push((key.clone(), why));
                 }
             }
         }
         Some(answer)
+    }
+
+    /// A row is there now, and looks like this.
+    fn show(&mut self, key: &Key, row: Arc<Row>, version: Version, changes: &mut Changes) {
+        let before = self.held.get(key);
+        if before.is_some_and(|held| held.row == row) {
+            return;
+        }
+        let before = before.map(|held| held.row.clone());
+        self.hold(key.clone(), row.clone(), version);
+        changes.rows.push(Changed { key: key.clone(), before, row });
+    }
+
+    /// A row is not there, or no more.
+    fn hide(&mut self, key: &Key, why: Option<Why>, version: Version, changes: &mut Changes) {
+        if self.held.contains_key(key) {
+            self.bury(key.clone(), Tombstone { version, why });
+            changes.gone.push((key.clone(), why));
+        }
     }
 
     fn hold(&mut self, key: Key, row: Arc<Row>, version: Version) {
@@ -258,19 +425,6 @@ impl Rows {
             self.by_version.remove(&(before.version, key.clone()));
         }
         self.by_version.insert((tombstone.version, key));
-    }
-
-    fn add_hole(&mut self, low: Version, high: Version) {
-        // A version counts up by one where nothing was lost, and then there is nothing strictly between.
-        if high.0 > low.0 + 1 && low >= self.floor {
-            self.holes.push((low, high));
-        } else if high.0 > low.0 + 1 && high > self.floor {
-            self.holes.push((self.floor, high));
-        }
-        if self.holes.len() > HOLES_MAX {
-            let (_, high) = self.holes.remove(0);
-            self.raise_floor(high);
-        }
     }
 
     /// Below the new floor tombstones are not kept, nor holes.
@@ -304,149 +458,10 @@ impl Rows {
         assert!(self.held.iter().all(|(key, held)| self.by_version.contains(&(held.version, key.clone()))));
         assert!(self.tombstones.keys().all(|key| !self.held.contains_key(key)));
         assert_eq!(self.bytes, self.held.values().map(|held| held.row.text().len()).sum::<usize>());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::publication::{Column, Schema};
-    use crate::query::{Comparison, Filter};
-
-    fn key(id: u64) -> Key {
-        Key::new(format!("[{id}]"))
-    }
-
-    fn row(id: u64, value: u64) -> Arc<Row> {
-        Arc::new(Row::parse(&format!("[{id},{value}]")).expect("a row"))
-    }
-
-    fn upsert(id: u64, value: u64) -> State {
-        State { key: key(id), row: Some(row(id, value)) }
-    }
-
-    fn delete(id: u64) -> State {
-        State { key: key(id), row: None }
-    }
-
-    /// A step of a channel without filters.
-    fn move_to(rows: &mut Rows, base: Version, version: Version, states: &[State]) -> Changes {
-        rows.apply(base, version, states, &Predicate::default())
-    }
-
-    fn content(rows: &Rows) -> HashMap<String, String> {
-        rows.iter().map(|(key, held)| (key.as_str().to_owned(), held.row.text().to_owned())).collect()
-    }
-
-    #[test]
-    fn a_step_says_only_what_differs() {
-        let mut rows = Rows::at(Version(5), [(key(1), row(1, 10)), (key(2), row(2, 20))]);
-        let changes =
-            move_to(&mut rows, Version(5), Version(6), &[upsert(1, 10), upsert(2, 21), delete(9), upsert(3, 30)]);
-        assert_eq!(changes.rows.len(), 2);
-        assert_eq!(changes.rows[0].before, Some(row(2, 20)));
-        assert_eq!(changes.rows[1].before, None);
-        assert!(changes.gone.is_empty());
-        let changes = move_to(&mut rows, Version(6), Version(7), &[delete(1)]);
-        assert_eq!(changes.gone, [(key(1), Why::Deleted)]);
-        assert_eq!(rows.changed(), Version(7));
-        rows.check_invariants();
-    }
-
-    #[test]
-    fn what_lies_below_the_floor_or_in_a_hole_is_not_answered() {
-        let mut rows = Rows::at(Version(5), [(key(1), row(1, 10))]);
-        move_to(&mut rows, Version(5), Version(6), &[upsert(1, 11)]);
-        assert!(rows.changes_since(Version(4)).is_none());
-        assert!(rows.changes_since(Version(5)).is_some());
-        // A version that continued 6 and is numbered 9: 7 and 8 were lost.
-        move_to(&mut rows, Version(6), Version(9), &[upsert(1, 12)]);
-        assert!(rows.reaches(Version(6)) && rows.reaches(Version(9)));
-        assert!(!rows.reaches(Version(7)) && !rows.reaches(Version(8)));
-    }
-
-    #[test]
-    fn a_replayed_step_below_the_position_leaves_no_hole_above_the_floor_unmarked() {
-        let mut rows = Rows::at(Version(50), [(key(1), row(1, 10))]);
-        move_to(&mut rows, Version(40), Version(60), &[upsert(1, 11)]);
-        assert!(rows.reaches(Version(50)) && rows.reaches(Version(60)));
-        assert!(!rows.reaches(Version(55)));
-    }
-
-    #[test]
-    fn a_row_that_came_and_went_between_two_resyncs_makes_a_hole() {
-        let mut rows = Rows::at(Version(5), [(key(1), row(1, 10))]);
-        let fresh = Rows::at(Version(9), [(key(2), row(2, 20))]);
-        let changes = rows.replace(Version(5), Version(9), &fresh);
-        assert_eq!((changes.rows.len(), changes.gone.len()), (1, 1));
-        assert!(rows.reaches(Version(5)) && !rows.reaches(Version(7)));
-        assert_eq!(content(&rows), content(&fresh));
-        rows.check_invariants();
-    }
-
-    #[test]
-    fn a_row_that_leaves_the_filter_is_gone_and_one_that_enters_is_new() {
-        let column = |name: &str| Column::new(name, "int4");
-        let schema = Schema { columns: vec![column("id"), column("n")], key: vec![0] };
-        let filter = Filter::Compare { column: "n".into(), op: Comparison::Eq, value: "1".into() };
-        let filter = Predicate::new(&filter, &schema).expect("the schema has the column");
-        let mut rows = Rows::at(Version(5), [(key(1), row(1, 1))]);
-        let changes = rows.apply(Version(5), Version(6), &[upsert(1, 2), upsert(2, 1), upsert(3, 3)], &filter);
-        assert_eq!(changes.gone, [(key(1), Why::Filter)]);
-        assert_eq!(changes.rows.iter().map(|changed| &changed.key).collect::<Vec<_>>(), [&key(2)]);
-        // It changes and goes where nobody sees it.
-        assert!(rows.apply(Version(6), Version(7), &[upsert(1, 3)], &filter).is_empty());
-        assert!(rows.apply(Version(7), Version(8), &[delete(1)], &filter).is_empty());
-        let since = rows.changes_since(Version(5)).expect("above the floor");
-        assert_eq!((since.rows.len(), since.gone), (1, vec![(key(1), Why::Filter)]));
-        rows.check_invariants();
-    }
-
-    #[test]
-    fn old_tombstones_go_and_raise_the_floor() {
-        let count = TOMBSTONES_MIN as u64 + 2;
-        let mut rows = Rows::at(Version(0), (0..count).map(|id| (key(id), row(id, 1))));
-        for id in 0..count {
-            move_to(&mut rows, Version(id), Version(id + 1), &[delete(id)]);
-        }
-        assert!(rows.tombstones.len() <= TOMBSTONES_MIN);
-        assert!(rows.floor() > Version(0));
-        assert!(rows.changes_since(Version(0)).is_none());
-        assert!(rows.changes_since(rows.floor()).is_some());
-        rows.check_invariants();
-    }
-
-    proptest! {
-        /// A client that holds the state of any version it may stand on, and applies the answer, equals the rows.
-        #[test]
-        fn changes_since_lead_from_any_version_to_the_last(
-            steps in proptest::collection::vec(
-                proptest::collection::btree_map(0u64..8, proptest::option::of(0u64..3), 0..5), 1..30)
-        ) {
-            let mut rows = Rows::at(Version(0), []);
-            let mut history = vec![content(&rows)];
-            for (index, step) in steps.iter().enumerate() {
-                let states: Vec<State> = step
-                    .iter()
-                    .map(|(&id, value)| value.map_or_else(|| delete(id), |value| upsert(id, value)))
-                    .collect();
-                move_to(&mut rows, Version(index as u64), Version(index as u64 + 1), &states);
-                rows.check_invariants();
-                history.push(content(&rows));
-            }
-            for (version, state) in history.iter().enumerate() {
-                let since = rows.changes_since(Version(version as u64)).expect("above the floor");
-                let mut client = state.clone();
-                for (key, _) in since.gone {
-                    client.remove(key.as_str());
-                }
-                for (key, row) in since.rows {
-                    client.insert(key.as_str().to_owned(), row.text().to_owned());
-                }
-                prop_assert_eq!(&client, &content(&rows));
-            }
+        if let Some(window) = &self.window {
+            window.check_invariants();
+            assert_eq!(window.rows().count(), self.held.len());
+            assert!(window.rows().all(|(key, row)| self.held.get(key).is_some_and(|held| held.row == *row)));
         }
     }
 }

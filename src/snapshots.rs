@@ -15,6 +15,7 @@
 //! brings what lands to its own version first. No query of ours waits for a lock while it holds one, and a query that
 //! somebody waits behind is cancelled.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,13 +30,13 @@ use crate::channel::ChannelSpec;
 use crate::checkpoint::Checkpoint;
 use crate::entry::{Key, Row};
 use crate::metrics::{self, CacheResult};
-use crate::order::plain;
 use crate::protocol::{ErrorCode, Refusal};
-use crate::publication::{Catalogue, FeedKey, Publication, Schema};
-use crate::query::{Comparison, Filter, Literal, Query};
-use crate::rows::Rows;
+use crate::publication::{Catalogue, FeedKey, Publication};
+use crate::query::{Bound, Literal, Where, order_by};
+use crate::rows::{Rows, Window};
 use crate::store::Store;
 use crate::version::{Cut, Epoch, PgSnapshot, Version};
+use crate::view::{Verdict, View};
 
 /// How long the cluster's lock for a query lasts if its holder dies: what others wait at most on a dead node's behalf.
 const LOCK_TTL: Duration = Duration::from_secs(2);
@@ -66,6 +67,8 @@ pub struct OpenOrder {
     pub catalogue_id: Option<String>,
     /// A checkpoint below this version does not contain the marker that caused the order.
     pub at_least: Version,
+    /// Spare rows are wanted: a checkpoint that is itself short of them is of no use.
+    pub refill: bool,
 }
 
 /// Where rows stand that were read outside of a cut.
@@ -82,7 +85,7 @@ pub enum Place {
 pub struct Fresh {
     pub rows: Rows,
     pub place: Place,
-    pub schema: Arc<Schema>,
+    pub view: Arc<View>,
     pub epoch: Epoch,
     /// Of rows from our own query.
     pub lock: Option<HeldLock>,
@@ -151,25 +154,46 @@ impl Snapshots {
         Ok(catalogue::describe(&mut connection).await?.catalogue)
     }
 
-    /// Has Postgres cast literals of filters: the value as rows have it, as JSON text, or Postgres' message.
+    /// Has Postgres cast literals of filters: the value as rows have it, as JSON text, or Postgres' message. One statement
+    /// casts all of a type; where that fails, halves of them, until it is known which cannot be cast.
     pub async fn cast(&self, literals: Vec<Literal>) -> Vec<(Literal, Result<Arc<str>, String>)> {
-        let mut answers = Vec::with_capacity(literals.len());
+        let mut by_type: BTreeMap<Arc<str>, Vec<Literal>> = BTreeMap::new();
         for literal in literals {
-            let (type_name, text) = &literal;
-            // The name comes from `rowcast.describe()`, quoted.
-            let written = if matches!(&**type_name, "pg_catalog.int8" | "pg_catalog.numeric") { "::text" } else { "" };
-            let sql = format!("select to_json($1::text::{type_name}{written})::text");
-            let answer = sqlx::query_scalar::<_, String>(AssertSqlSafe(sql)).bind(&**text).fetch_one(&self.database);
-            match answer.await {
-                Ok(value) => answers.push((literal, Ok(value.into()))),
-                Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| code.starts_with("22")) => {
-                    answers.push((literal, Err(error.message().to_owned())));
+            by_type.entry(literal.0.clone()).or_default().push(literal);
+        }
+        let mut answers = Vec::new();
+        let mut batches: Vec<Vec<Literal>> = by_type.into_values().collect();
+        while let Some(mut batch) = batches.pop() {
+            match self.cast_batch(&batch).await {
+                Ok(values) => {
+                    answers.extend(batch.into_iter().zip(values).map(|(literal, value)| (literal, Ok(value.into()))));
+                }
+                Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| is_about_a_literal(&code)) => {
+                    if batch.len() == 1 {
+                        answers.extend(batch.pop().map(|literal| (literal, Err(error.message().to_owned()))));
+                    } else {
+                        batches.push(batch.split_off(batch.len() / 2));
+                        batches.push(batch);
+                    }
                 }
                 // Whoever waits for it is told `unavailable` in time.
-                Err(error) => tracing::warn!(%error, "a literal could not be cast"),
+                Err(error) => tracing::warn!(%error, "literals could not be cast"),
             }
         }
         answers
+    }
+
+    /// Casts literals of one type.
+    async fn cast_batch(&self, batch: &[Literal]) -> Result<Vec<String>, sqlx::Error> {
+        let Some((type_name, _)) = batch.first() else { return Ok(Vec::new()) };
+        // The name comes from `rowcast.describe()`, quoted.
+        let written = if matches!(&**type_name, "pg_catalog.int8" | "pg_catalog.numeric") { "::text" } else { "" };
+        let sql = format!(
+            "select to_json(literal::{type_name}{written})::text
+             from unnest($1::text[]) with ordinality as literals (literal, place) order by place"
+        );
+        let texts: Vec<&str> = batch.iter().map(|(_, text)| &**text).collect();
+        sqlx::query_scalar(AssertSqlSafe(sql)).bind(texts).fetch_all(&self.database).await
     }
 
     /// Reads a channel's rows from wherever they are cheapest.
@@ -272,7 +296,8 @@ impl Snapshots {
                 return None;
             }
         };
-        let decoded = tokio::task::spawn_blocking(move || Checkpoint::decode(&bytes)).await;
+        let spec = order.spec.clone();
+        let decoded = tokio::task::spawn_blocking(move || Checkpoint::decode(&bytes, &spec)).await;
         let checkpoint = match decoded {
             Ok(Ok(checkpoint)) => checkpoint,
             Ok(Err(error)) => {
@@ -286,17 +311,18 @@ impl Snapshots {
         }
         let log = self.store.read_log(feed, checkpoint.cut.version).await.ok()?;
         let (head, entries) = (log.head?, log.entries?);
-        let rolled = match checkpoint.roll_forward(&entries, &head, &order.spec.query) {
+        let rolled = match checkpoint.roll_forward(&entries, &head) {
             Ok(rolled) => rolled,
             Err(why) => {
                 tracing::debug!(%why, %feed, "a checkpoint that does not roll forward");
                 return None;
             }
         };
-        (rolled.cut.version >= order.at.version).then_some(Fresh {
+        let is_short = order.refill && rolled.rows.runs_low();
+        (rolled.cut.version >= order.at.version && !is_short).then_some(Fresh {
             rows: rolled.rows,
             place: Place::At(rolled.cut.version),
-            schema: rolled.schema,
+            view: rolled.view,
             epoch: rolled.cut.epoch,
             lock: None,
         })
@@ -331,28 +357,32 @@ impl Snapshots {
             .filter(|publication| publication.feed == order.spec.feed && publication.relation == *relation)
             .ok_or_else(|| OpenError::Again("the publication has changed".to_owned()))?;
         // The filters' values were cast to the columns that the hub knew; it looks again before this is asked again.
-        if publication.schema_id != order.publication.schema_id && order.spec.query != Query::default() {
+        if publication.schema_id != order.publication.schema_id && !order.spec.names_no_column() {
             return Err(OpenError::Again("the columns have changed".to_owned()));
         }
+        let Some(view) = View::new(&order.spec, &publication.schema).map(Arc::new) else {
+            let message = "the publication no longer has a column of the query";
+            return Err(OpenError::Refused(Refusal::new(ErrorCode::BadQuery, message)));
+        };
         let at_version = order.at.epoch == epoch
             && order.catalogue_id.as_deref() == Some(&*described.id())
             && self.stands_at(connection, publication, &order.at.snapshot).await?;
 
-        let reading = read_rows(connection, publication, &order.spec.query, &self.settings);
+        let reading = read_rows(connection, publication, &order.spec, &view, &self.settings);
         tokio::pin!(reading);
         let mut looks = tokio::time::interval(WAITERS_POLL);
         looks.tick().await;
-        let rows = loop {
+        let (members, all) = loop {
             tokio::select! {
-                rows = &mut reading => break rows?,
+                read = &mut reading => break read?,
                 _ = looks.tick() => self.make_way(backend).await,
             }
         };
         let version = order.at.version;
         Ok(Fresh {
-            rows: Rows::at(version, rows),
+            rows: Rows::read(&view, version, members, all),
             place: if at_version { Place::At(version) } else { Place::Sees(moment.snapshot) },
-            schema: publication.schema.clone(),
+            view: view.clone(),
             epoch,
             lock: None,
         })
@@ -409,64 +439,67 @@ async fn begin(connection: &mut PoolConnection<Postgres>, relation: &str) -> Res
     }
 }
 
+/// The members of a view, and whether they are all there are: of a window the first are read, and spare ones.
 async fn read_rows(
     connection: &mut PoolConnection<Postgres>,
     publication: &Publication,
-    query: &Query,
+    spec: &ChannelSpec,
+    view: &View,
     settings: &SnapshotSettings,
-) -> Result<Vec<(Key, Arc<Row>)>, OpenError> {
+) -> Result<(Vec<(Key, Arc<Row>)>, bool), OpenError> {
     let Publication { key_sql, row_sql, relation, .. } = publication;
-    // All three come from `rowcast.describe()`, with identifiers quoted.
-    let mut sql = format!("select {key_sql}, {row_sql} from {relation} as r where true");
-    let mut values = Vec::new();
-    let filters = match &query.filter {
-        Filter::All(all) => all.as_slice(),
-        one => std::slice::from_ref(one),
+    let filter = spec.filter();
+    let Some(condition) = Where::new([&filter], publication) else {
+        return Err(OpenError::Again("a column of the query has changed".to_owned()));
     };
-    for filter in filters {
-        let Filter::Compare { column: name, op: Comparison::Eq, value } = filter else {
-            return Err(OpenError::Again("a filter of another kind".to_owned()));
+    // All three come from `rowcast.describe()`, with identifiers quoted.
+    let mut sql = format!("select {key_sql}, {row_sql} from {relation} as r where {}", condition.sql);
+    if let Some(limit) = view.limit() {
+        let Some(order) = order_by(&spec.order(&publication.schema), publication) else {
+            return Err(OpenError::Again("a column of the order has changed".to_owned()));
         };
-        let place = publication.schema.columns.iter().position(|column| column.name == *name);
-        let Some(place) = place else {
-            return Err(OpenError::Again("a column of the query has changed".to_owned()));
-        };
-        let cast = &publication.casts[place];
-        values.push(plain(value));
-        let (name, number) = (quoted(name), values.len());
-        sql.push_str(&format!(" and r.{name} = ${number}::text::{cast}"));
-        if is_text(&publication.schema.columns[place].type_name) {
-            // The column's collation, which its indexes have, may take different texts for equal; rows in memory are
-            // compared by their bytes.
-            sql.push_str(&format!(" and r.{name} = ${number}::text collate \"C\""));
-        }
+        sql.push_str(&format!(" order by {order} limit {}", Window::reading(limit)));
     }
     let mut reading = sqlx::query(AssertSqlSafe(sql)).persistent(false);
-    for value in values {
-        reading = reading.bind(value);
+    for value in condition.values {
+        reading = match value {
+            Bound::Text(text) => reading.bind(text),
+            Bound::Texts(texts) => reading.bind(texts),
+        };
     }
     let mut reading = reading.fetch(&mut **connection);
-    let mut rows = Vec::new();
-    let mut bytes = 0;
+    let mut members = Vec::new();
+    let (mut read, mut bytes, mut spare_bytes) = (0, 0, 0);
     while let Some(row) = reading.try_next().await? {
-        let text: &str = row.try_get(1)?;
-        bytes += text.len();
-        if rows.len() >= settings.rows_max || bytes > settings.bytes_max {
+        read += 1;
+        let parsed = Row::parse(row.try_get(1)?)
+            .map_err(|error| OpenError::Again(format!("a row that is not JSON: {error}")))?;
+        // Postgres has filtered by the same conditions; should it ever disagree, nobody sees what the view refuses.
+        let Verdict::Member(member) = view.judge(Some(&Arc::new(parsed))) else {
+            tracing::error!(feed = %spec.feed, "Postgres holds a row for a member that is none");
+            continue;
+        };
+        let is_spare = view.limit().is_some_and(|limit| members.len() >= limit);
+        *(if is_spare { &mut spare_bytes } else { &mut bytes }) += member.text().len();
+        if !is_spare && (members.len() >= settings.rows_max || bytes > settings.bytes_max) {
             return Err(OpenError::Refused(Refusal::new(
                 ErrorCode::TooManyRows,
                 format!("the channel has more than {} rows or {} MiB", settings.rows_max, settings.bytes_max >> 20),
             )));
         }
-        let parsed = Row::parse(text).map_err(|error| OpenError::Again(format!("a row that is not JSON: {error}")))?;
-        rows.push((Key::new(row.try_get::<&str, _>(0)?), Arc::new(parsed)));
+        members.push((Key::new(row.try_get::<&str, _>(0)?), member));
+        if Window::is_ample(spare_bytes) {
+            return Ok((members, false));
+        }
     }
-    Ok(rows)
+    let all = view.limit().is_none_or(|limit| read < Window::reading(limit));
+    if members.is_empty() && !all && view.limit() != Some(0) {
+        return Err(OpenError::Again("none of the rows that were read is a member".to_owned()));
+    }
+    Ok((members, all))
 }
 
-fn is_text(type_name: &str) -> bool {
-    matches!(type_name, "text" | "varchar")
-}
-
-fn quoted(identifier: &str) -> String {
-    format!("\"{}\"", identifier.replace('"', "\"\""))
+/// Whether an error says that a literal is wrong: of class 22 (data), 54 (too complex), or not supported.
+fn is_about_a_literal(code: &str) -> bool {
+    code.starts_with("22") || code.starts_with("54") || code == "0A000"
 }

@@ -10,24 +10,27 @@
 //!                                            43 applied: it sees S(q) and more, so this is version 43, the floor
 //!                                                      44 applied: live
 //! ```
+//!
+//! A window that runs low is read again in the same way, while the channel goes on living: what lands gives it spare rows.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use super::index::Index;
 use super::pages::{Heading, Pages};
 use super::{RowsRead, SessionId};
 use crate::channel::ChannelSpec;
 use crate::entry::{State, States};
 use crate::protocol::{ChannelForm, ChannelNumber, Refusal};
-use crate::publication::{FeedKey, Schema};
-use crate::query::Predicate;
+use crate::publication::FeedKey;
 use crate::rows::Rows;
 use crate::snapshots::{HeldLock, Place};
 use crate::store::Entry;
 use crate::version::{Cut, Version};
+use crate::view::View;
 
 /// What one version says of one feed.
 #[derive(Debug)]
@@ -59,7 +62,11 @@ pub(super) struct FeedStep {
 /// A publication's live channels.
 #[derive(Debug, Default)]
 pub(super) struct Feed {
-    pub(super) channels: Vec<ChannelNumber>,
+    pub(super) channels: BTreeSet<ChannelNumber>,
+    /// Channels that have a flight, and take every step: their rows are not where the index could find them.
+    pub(super) flying: BTreeSet<ChannelNumber>,
+    /// The live channels.
+    pub(super) index: Index,
     /// Entries above the node's version, not yet closed by a beat.
     pub(super) arrived: std::collections::BTreeMap<Version, Arc<Entry>>,
     /// Steps since the oldest flight in the air began.
@@ -100,9 +107,7 @@ impl Feed {
 pub(super) struct Settling {
     pub(super) rows: Rows,
     pub(super) place: Place,
-    pub(super) schema: Arc<Schema>,
-    pub(super) schema_id: Arc<str>,
-    pub(super) membership: Predicate,
+    pub(super) view: Arc<View>,
     /// Given back when the rows are thrown away, else with the channel's checkpoint.
     pub(super) lock: Option<HeldLock>,
 }
@@ -111,7 +116,7 @@ impl Settling {
     /// Takes one step.
     ///
     /// # Errors
-    /// The rows do not contain a resync that the step marks: they have to be read again.
+    /// The rows do not contain a resync that the step marks, or their window runs out: they have to be read again.
     pub(super) fn step(&mut self, step: &FeedStep) -> Result<(), String> {
         match &self.place {
             Place::At(version) if step.cut.version <= *version => Ok(()),
@@ -137,13 +142,12 @@ impl Settling {
     fn apply(&mut self, step: &FeedStep) -> Result<(), String> {
         match &step.change {
             Change::Nothing => Ok(()),
-            Change::States { schema_id, states } if *schema_id == self.schema_id => {
+            Change::States { schema_id, states } if schema_id == self.view.feed_schema_id() => {
                 let base = match &self.place {
                     Place::At(version) => step.base.max(*version),
                     Place::Sees(_) => step.base,
                 };
-                self.rows.apply(base, step.cut.version, states, &self.membership);
-                Ok(())
+                self.rows.apply(base, step.cut.version, states, &self.view).map(drop).map_err(|error| error.to_string())
             }
             Change::States { .. } => Err("its columns changed".to_owned()),
             Change::Marker(why) => Err(why.clone()),
@@ -162,8 +166,8 @@ impl Settling {
 pub(super) enum Phase {
     /// No rows yet.
     Opening(Flight),
-    /// The rows are those of the node's version.
-    Live,
+    /// The rows are those of the node's version. `refill`: spare rows of its window are on their way.
+    Live { refill: Option<Flight> },
     /// The rows stand still at a version until fresh ones have passed the marker.
     Resync { frozen_at: Version, flight: Flight },
 }
@@ -199,8 +203,8 @@ pub(super) struct Channel {
     pub(super) number: ChannelNumber,
     /// Known once the channel was live.
     pub(super) form: Option<ChannelForm>,
-    pub(super) schema_id: Arc<str>,
-    pub(super) membership: Predicate,
+    /// What the rows were read by. `None`: there are none, or nothing can be said of what changed since.
+    pub(super) view: Option<Arc<View>>,
     pub(super) rows: Rows,
     pub(super) phase: Phase,
     pub(super) subscribers: HashSet<SessionId>,
@@ -222,8 +226,7 @@ impl Channel {
             spec,
             number,
             form: None,
-            schema_id: "".into(),
-            membership: Predicate::default(),
+            view: None,
             rows: Rows::default(),
             phase: Phase::Opening(flight),
             subscribers: HashSet::new(),
@@ -242,13 +245,27 @@ impl Channel {
     }
 
     pub(super) fn is_live(&self) -> bool {
-        matches!(self.phase, Phase::Live)
+        matches!(self.phase, Phase::Live { .. })
     }
 
     pub(super) fn flight(&mut self) -> Option<&mut Flight> {
         match &mut self.phase {
             Phase::Opening(flight) | Phase::Resync { flight, .. } => Some(flight),
-            Phase::Live => None,
+            Phase::Live { refill } => refill.as_mut(),
+        }
+    }
+
+    pub(super) fn has_flight(&self) -> bool {
+        !matches!(self.phase, Phase::Live { refill: None })
+    }
+
+    /// Whether rows are in the air for it: steps have to be kept until they land.
+    pub(super) fn awaits_rows(&self) -> bool {
+        match &self.phase {
+            Phase::Opening(flight) | Phase::Resync { flight, .. } | Phase::Live { refill: Some(flight) } => {
+                flight.asked_at.is_some() && flight.settling.is_none()
+            }
+            Phase::Live { refill: None } => false,
         }
     }
 
@@ -260,27 +277,36 @@ impl Channel {
             _ => None,
         };
         let Some(settling) = self.flight().and_then(|flight| flight.settling.take()) else { return false };
-        self.phase = Phase::Live;
+        self.phase = Phase::Live { refill: None };
         self.snapshot = None;
         self.differences.clear();
-        let same_form = self.form.is_some() && settling.schema_id == self.schema_id;
+        let view = settling.view;
+        // Also where columns of the feed changed that are none of the channel's.
+        let same_form =
+            self.form.is_some() && self.view.as_ref().is_some_and(|ours| ours.schema_id() == view.schema_id());
         match frozen_at {
             Some(frozen_at) if same_form => {
-                self.rows.replace(frozen_at, version, &settling.rows);
+                self.rows.replace(frozen_at, version, settling.rows, &view);
             }
             _ => {
                 self.rows = settling.rows;
                 self.form = Some(ChannelForm {
                     number: self.number,
-                    tag: self.spec.tag(&settling.schema),
-                    order: self.spec.order(&settling.schema),
-                    schema: settling.schema,
+                    tag: self.spec.tag(view.schema()),
+                    order: self.spec.order(view.schema()),
+                    schema: view.schema().clone(),
                 });
-                self.schema_id = settling.schema_id;
-                self.membership = settling.membership;
             }
         }
+        self.view = Some(view);
         !same_form
+    }
+
+    /// Spare rows that have reached the version of a live channel. False: they are not of the rows that it shows.
+    pub(super) fn land_refill(&mut self) -> bool {
+        let Some(settling) = self.flight().and_then(|flight| flight.settling.take()) else { return true };
+        self.phase = Phase::Live { refill: None };
+        self.rows.refill(settling.rows)
     }
 
     /// The snapshot of a live channel: its version, and pages that all who join share while nothing changes. The version
@@ -329,6 +355,9 @@ impl Channel {
 mod tests {
     use super::*;
     use crate::entry::{Key, Row};
+    use crate::identity::ResolvedPolicy;
+    use crate::publication::{Column, Schema};
+    use crate::query::Query;
     use crate::version::Epoch;
 
     fn step(version: u64, snapshot: &str, ids: &[u64]) -> FeedStep {
@@ -338,7 +367,9 @@ mod tests {
         };
         let change = match ids {
             [] => Change::Nothing,
-            ids => Change::States { schema_id: "s".into(), states: ids.iter().map(state).collect() },
+            ids => {
+                Change::States { schema_id: view().feed_schema_id().clone(), states: ids.iter().map(state).collect() }
+            }
         };
         let cut = Cut {
             epoch: Epoch::new("e"),
@@ -349,16 +380,15 @@ mod tests {
         FeedStep { cut, base: Version(version - 1), change }
     }
 
+    fn view() -> View {
+        let schema = Schema { columns: ["id", "n"].map(|name| Column::new(name, "int8")).into(), key: vec![0] };
+        let feed = FeedKey { name: "a".into(), generation: 1 };
+        let spec = ChannelSpec { feed, policy: ResolvedPolicy::Public, query: Query::default() };
+        View::new(&spec, &Arc::new(schema)).expect("a view")
+    }
+
     fn settling(place: Place) -> Settling {
-        let schema = Arc::new(Schema { columns: vec![], key: vec![] });
-        Settling {
-            rows: Rows::at(Version(0), []),
-            place,
-            schema,
-            schema_id: "s".into(),
-            membership: Predicate::default(),
-            lock: None,
-        }
+        Settling { rows: Rows::at(Version(0), []), place, view: Arc::new(view()), lock: None }
     }
 
     #[test]

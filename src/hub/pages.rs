@@ -23,7 +23,7 @@ pub(super) struct Pages {
     schema: Arc<Schema>,
     heading: Heading,
     rows: Vec<(Key, Arc<Row>)>,
-    gone: Vec<(Key, Why)>,
+    gone: Vec<(Key, Option<Why>)>,
     encoded: Mutex<Encoded>,
 }
 
@@ -41,7 +41,7 @@ impl Pages {
         schema: Arc<Schema>,
         heading: Heading,
         rows: Vec<(Key, Arc<Row>)>,
-        gone: Vec<(Key, Why)>,
+        gone: Vec<(Key, Option<Why>)>,
     ) -> Self {
         Self { channel, schema, heading, rows, gone, encoded: Mutex::default() }
     }
@@ -98,7 +98,7 @@ mod tests {
         let text = "x".repeat(1000);
         let rows =
             (0..300).map(|id| (key(id), Arc::new(Row::parse(&format!("[{id},\"{text}\"]")).expect("a row")))).collect();
-        let gone = (1000..9000).map(|id| (key(id), Why::Deleted)).collect();
+        let gone = (1000..9000).map(|id| (key(id), Some(Why::Deleted))).collect();
         let cut = Cut {
             epoch: Epoch::new("e"),
             version: Version(9),

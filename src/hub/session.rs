@@ -22,6 +22,8 @@ pub(super) struct Client {
     pub(super) awaiting: bool,
     /// Deltas of the step in hand.
     pub(super) moved: Vec<Frame>,
+    /// The channels that these are of.
+    pub(super) moving: Vec<ChannelNumber>,
     /// Answers that wait for room in the queue.
     pub(super) answers: Vec<Frame>,
     /// Whether the client is on the list of those to look after at the end of the turn.
@@ -69,6 +71,7 @@ impl Client {
             pace: Pace::Live,
             awaiting: false,
             moved: Vec::new(),
+            moving: Vec::new(),
             answers: Vec::new(),
             due: false,
         }

@@ -12,16 +12,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::channel::{Change, Channel, Feed, FeedStep, Flight, Phase, Settling};
+use super::index::Concern;
 use super::session::{Client, Standing};
 use super::{HubSettings, HubStatus, Published, SessionId};
 use crate::channel::ChannelSpec;
 use crate::checkpoint::Checkpoint;
-use crate::entry::Key;
+use crate::entry::{Key, State};
 use crate::metrics;
 use crate::protocol::{ChannelNumber, ErrorCode, Frame, Refusal, RowsFrame};
 use crate::publication::{Catalogue, FeedKey};
-use crate::query::{Literal, Predicate};
-use crate::rows::{Changes, Rows};
+use crate::query::Literal;
+use crate::rows::{Changes, RanOut, Rows};
 use crate::snapshots::{Fresh, HeldLock, OpenError, OpenOrder, Place};
 use crate::store::{Beat, Entry, LogRead, Push};
 use crate::version::{Cut, Epoch, Version};
@@ -126,8 +127,8 @@ pub(super) struct HubState {
     grounded: Vec<ChannelNumber>,
     /// Channels that are not live.
     pending: HashSet<ChannelNumber>,
-    /// A channel has become live since the last turn: its checkpoint is waited for.
-    has_landed: bool,
+    /// Channels whose rows have landed since the last turn: their checkpoints are waited for.
+    landed: Vec<ChannelNumber>,
     clients: HashMap<SessionId, Client>,
     due: Vec<SessionId>,
     /// Clients whose resume lies above the node's version.
@@ -164,7 +165,7 @@ impl HubState {
             flights_begun: 0,
             grounded: Vec::new(),
             pending: HashSet::new(),
-            has_landed: false,
+            landed: Vec::new(),
             clients: HashMap::new(),
             due: Vec::new(),
             ahead: Vec::new(),
@@ -392,20 +393,9 @@ impl HubState {
             feed.arrived = feed.arrived.split_off(&Version(step.cut.version.0 + 1));
             let change = step.entries.get(&key).map_or(Change::Nothing, |entry| Change::of(entry));
             let feed_step = Arc::new(FeedStep { cut: step.cut.clone(), base: step.base, change });
-            // Where nothing happened, only channels on their way to this version have to hear of it.
-            let channels: Vec<ChannelNumber> = match feed_step.change {
-                Change::Nothing if self.pending.is_empty() => Vec::new(),
-                Change::Nothing => {
-                    feed.channels.iter().filter(|number| self.pending.contains(number)).copied().collect()
-                }
-                _ => feed.channels.clone(),
-            };
-            self.keep_for_flights(&key, &channels, &feed_step);
-            for number in channels {
-                if let Some(frames) = self.step_channel(number, &before, &feed_step) {
-                    moved.push((number, frames));
-                }
-            }
+            self.keep_for_flights(&key, &feed_step);
+            self.step_live(&key, &before, &feed_step, &mut moved);
+            self.step_flights(&key, &feed_step);
         }
         if deliver {
             self.deliver(&before, moved);
@@ -414,59 +404,116 @@ impl HubState {
     }
 
     /// Keeps the step while rows of the feed are in the air.
-    fn keep_for_flights(&mut self, key: &FeedKey, channels: &[ChannelNumber], step: &Arc<FeedStep>) {
-        let in_the_air = |channel: &mut Channel| {
-            channel.flight().is_some_and(|flight| flight.asked_at.is_some() && flight.settling.is_none())
-        };
-        let needed = channels.iter().any(|number| self.channels.get_mut(number).is_some_and(in_the_air));
+    fn keep_for_flights(&mut self, key: &FeedKey, step: &Arc<FeedStep>) {
         let Some(feed) = self.feeds.get_mut(key) else { return };
-        if !needed {
+        let channels = &self.channels;
+        let in_the_air = |number: &&ChannelNumber| channels.get(number).is_some_and(Channel::awaits_rows);
+        if !feed.flying.iter().any(|number| in_the_air(&number)) {
             feed.forget_kept();
         } else if !feed.keep(step.clone()) {
-            for &number in channels {
-                if self.channels.get_mut(&number).is_some_and(in_the_air) {
-                    self.fly_again(number, step.cut.version, None);
+            let again: Vec<ChannelNumber> = feed.flying.iter().filter(in_the_air).copied().collect();
+            for number in again {
+                self.fly_again(number, step.cut.version, None);
+            }
+        }
+    }
+
+    /// Moves the live channels of a feed that the step concerns; `moved`: the frames of their deltas.
+    fn step_live(
+        &mut self,
+        key: &FeedKey,
+        before: &Cut,
+        step: &FeedStep,
+        moved: &mut Vec<(ChannelNumber, Vec<Frame>)>,
+    ) {
+        let Some(feed) = self.feeds.get(key) else { return };
+        match &step.change {
+            Change::Nothing => {}
+            Change::Marker(why) => {
+                let mut live: Vec<ChannelNumber> = feed.index.channels().collect();
+                live.sort_unstable();
+                for number in live {
+                    self.resync(number, before, step.cut.version, why);
+                }
+            }
+            Change::States { schema_id, states } => {
+                let concerned = feed.index.concerned(schema_id, states);
+                // A replay begins below our version, but what we hold of the versions up to ours is exact.
+                let base = step.base.max(before.version);
+                if step.cut.version.0 > base.0 + 1 {
+                    // Whoever is on a version that was lost may have rows that we have never had.
+                    for number in feed.index.channels().filter(|number| !concerned.contains_key(number)) {
+                        if let Some(channel) = self.channels.get_mut(&number) {
+                            channel.rows.jump(base, step.cut.version);
+                        }
+                    }
+                }
+                for (number, concern) in concerned {
+                    let states: Vec<&State> = match concern {
+                        Concern::All => states.iter().collect(),
+                        Concern::These(places) => places.into_iter().map(|place| &states[place]).collect(),
+                    };
+                    if let Some(frames) = self.step_channel(number, before, step, schema_id, &states) {
+                        moved.push((number, frames));
+                    }
                 }
             }
         }
     }
 
-    /// Moves one channel; the frames of its delta, if clients have to hear of it.
-    fn step_channel(&mut self, number: ChannelNumber, before: &Cut, step: &FeedStep) -> Option<Vec<Frame>> {
+    /// Moves one live channel; the frames of its delta, if clients have to hear of it.
+    fn step_channel(
+        &mut self,
+        number: ChannelNumber,
+        before: &Cut,
+        step: &FeedStep,
+        schema_id: &str,
+        states: &[&State],
+    ) -> Option<Vec<Frame>> {
         let channel = self.channels.get_mut(&number)?;
-        if let Some(flight) = channel.flight() {
-            let again = flight.settling.as_mut().and_then(|settling| settling.step(step).err());
-            match again {
-                Some(_) => self.fly_again(number, step.cut.version, None),
-                None => self.land_if_there(number),
+        let Some(view) = channel.view.clone().filter(|view| **view.feed_schema_id() == *schema_id) else {
+            self.resync(number, before, step.cut.version, "its columns changed");
+            return None;
+        };
+        let prev = channel.rows.changed();
+        let base = step.base.max(before.version);
+        let applied = channel.rows.apply(base, step.cut.version, states.iter().copied(), &view);
+        if let Some(feed) = self.feeds.get_mut(channel.feed()) {
+            let trimmed = applied.as_ref().map(|changes| changes.trimmed.as_slice()).unwrap_or_default();
+            let keys = states.iter().map(|state| &state.key).chain(trimmed);
+            feed.index.note(number, keys, |key| channel.rows.knows(key));
+        }
+        let changes = match applied {
+            Ok(changes) => changes,
+            Err(RanOut) => {
+                self.run_out(number, before, step.cut.version);
+                return None;
             }
+        };
+        let runs_low = channel.rows.runs_low();
+        if channel.rows.len() > self.settings.rows_max || channel.rows.bytes() > self.settings.bytes_max {
+            let refusal = self.too_many_rows();
+            self.close_channel(number, &refusal);
             return None;
         }
-        match &step.change {
-            Change::Nothing => None,
-            Change::Marker(why) => {
-                self.resync(number, before, step.cut.version, why);
-                None
-            }
-            Change::States { schema_id, .. } if *schema_id != channel.schema_id => {
-                self.resync(number, before, step.cut.version, "its columns changed");
-                None
-            }
-            Change::States { states, .. } => {
-                let prev = channel.rows.changed();
-                // A replay begins below our version, but what we hold of the versions up to ours is exact.
-                let base = step.base.max(before.version);
-                let changes = channel.rows.apply(base, step.cut.version, states, &channel.membership);
-                if changes.is_empty() {
-                    return None;
-                }
-                if channel.rows.len() > self.settings.rows_max || channel.rows.bytes() > self.settings.bytes_max {
-                    let refusal = self.too_many_rows();
-                    self.close_channel(number, &refusal);
-                    return None;
-                }
-                let form = channel.form.as_ref()?;
-                Some(encode_delta(form, prev, &step.cut, &changes))
+        let form = channel.form.as_ref()?;
+        let frames = (!changes.is_empty()).then(|| encode_delta(form, prev, &step.cut, &changes));
+        if runs_low {
+            self.refill(number);
+        }
+        frames
+    }
+
+    /// Brings rows that have landed, of channels that are not live and of windows that run low, a step further.
+    fn step_flights(&mut self, key: &FeedKey, step: &FeedStep) {
+        let flying: Vec<ChannelNumber> =
+            self.feeds.get(key).into_iter().flat_map(|feed| feed.flying.iter().copied()).collect();
+        for number in flying {
+            let settling = self.channels.get_mut(&number).and_then(Channel::flight);
+            match settling.and_then(|flight| flight.settling.as_mut()).map(|settling| settling.step(step)) {
+                None => {}
+                Some(Ok(())) => self.land_if_there(number),
+                Some(Err(_)) => self.fly_again(number, step.cut.version, None),
             }
         }
     }
@@ -502,7 +549,7 @@ impl HubState {
             // Versions that began again below, as after a backup was restored and the store emptied, do not say what
             // changed since: the rows that land are others altogether.
             if let Some(channel) = self.channels.get_mut(&number).filter(|_| began_below) {
-                channel.schema_id = "".into();
+                channel.view = None;
             }
             self.resync(number, &before, to.version, "a new epoch");
         }
@@ -514,25 +561,63 @@ impl HubState {
         let Some(channel) = self.channels.get_mut(&number) else { return };
         if channel.is_live() {
             tracing::info!(channel = %channel.feed(), why, version = %marker, "resync");
-            metrics::resync();
-            for session in &channel.subscribers {
-                if let Some(client) = self.clients.get_mut(session)
-                    && client
-                        .subscriptions
-                        .get(&number)
-                        .is_some_and(|subscription| matches!(subscription.standing, Standing::Complete))
-                {
-                    client.hold_at(before);
-                }
-            }
+            let refill = channel.flight().and_then(|flight| flight.settling.take());
+            self.effects.extend(refill.and_then(|settling| settling.lock).map(Effect::Unlock));
             self.flights_begun += 1;
             let flight = Flight::new(self.flights_begun, marker);
-            channel.phase = Phase::Resync { frozen_at: before.version, flight };
-            self.pending.insert(number);
+            self.freeze(number, before, flight);
             self.grounded.push(number);
         } else {
             self.fly_again(number, marker, None);
         }
+    }
+
+    /// A window has too few rows to show. The spare rows that are on their way, if they are, serve.
+    fn run_out(&mut self, number: ChannelNumber, before: &Cut, version: Version) {
+        let Some(channel) = self.channels.get_mut(&number) else { return };
+        match &mut channel.phase {
+            Phase::Live { refill } if refill.is_some() => {
+                tracing::debug!(channel = %channel.spec.feed, version = %version, "a window waits for its spare rows");
+                if let Some(flight) = refill.take() {
+                    self.freeze(number, before, flight);
+                }
+            }
+            _ => self.resync(number, before, version, "its window ran out"),
+        }
+    }
+
+    /// A live channel and its clients stand still until a flight has landed.
+    fn freeze(&mut self, number: ChannelNumber, before: &Cut, flight: Flight) {
+        let Some(channel) = self.channels.get_mut(&number) else { return };
+        metrics::resync();
+        for session in &channel.subscribers {
+            if let Some(client) = self.clients.get_mut(session)
+                && client
+                    .subscriptions
+                    .get(&number)
+                    .is_some_and(|subscription| matches!(subscription.standing, Standing::Complete))
+            {
+                client.hold_at(before);
+            }
+        }
+        channel.phase = Phase::Resync { frozen_at: before.version, flight };
+        self.pending.insert(number);
+        if let Some(feed) = self.feeds.get_mut(channel.feed()) {
+            feed.index.leave(number, channel.rows.known_keys());
+            feed.flying.insert(number);
+        }
+    }
+
+    /// Asks for spare rows, while the channel goes on.
+    fn refill(&mut self, number: ChannelNumber) {
+        let Some(channel) = self.channels.get_mut(&number).filter(|channel| !channel.has_flight()) else { return };
+        tracing::debug!(channel = %channel.feed(), "a window runs low");
+        self.flights_begun += 1;
+        channel.phase = Phase::Live { refill: Some(Flight::new(self.flights_begun, Version(0))) };
+        if let Some(feed) = self.feeds.get_mut(channel.feed()) {
+            feed.flying.insert(number);
+        }
+        self.grounded.push(number);
     }
 
     /// Starts a channel's flight anew: what is in the air for it lands out of date.
@@ -553,8 +638,8 @@ impl HubState {
     /// Rows that stand between two cuts wait for the next; but the leader has just said that there is none. Read again,
     /// with the catalogue that it named, they are those of the node's version at once.
     fn fly_again_between_cuts(&mut self) {
-        let pending: Vec<ChannelNumber> = self.pending.iter().copied().collect();
-        for number in pending {
+        let flying: Vec<ChannelNumber> = self.feeds.values().flat_map(|feed| feed.flying.iter().copied()).collect();
+        for number in flying {
             let flight = self.channels.get_mut(&number).and_then(Channel::flight);
             let between = flight.filter(|flight| {
                 flight.settling.as_ref().is_some_and(|settling| matches!(settling.place, Place::Sees(_)))
@@ -576,7 +661,7 @@ impl HubState {
         grounded.dedup();
         for number in grounded {
             let Some(channel) = self.channels.get_mut(&number) else { continue };
-            let spec = channel.spec.clone();
+            let (spec, refill) = (channel.spec.clone(), channel.is_live());
             let Some(flight) = channel.flight() else { continue };
             if flight.asked_at.is_some() {
                 continue;
@@ -598,6 +683,7 @@ impl HubState {
                     at: position.cut.clone(),
                     catalogue_id: position.catalogue_id.clone(),
                     at_least: flight.at_least,
+                    refill,
                 }),
             });
         }
@@ -622,12 +708,15 @@ impl HubState {
         }
         let channel = self.channels.get_mut(&number).filter(|_| awaited);
         match channel {
-            // Its checkpoint is about to be kept, and the lock given back with it.
-            Some(channel) if channel.is_live() => {}
-            Some(channel) => match channel.flight().and_then(|flight| flight.settling.as_mut()) {
-                Some(settling) => settling.lock = lock,
-                None => self.effects.extend(lock.map(Effect::Unlock)),
-            },
+            Some(channel) => {
+                // Its checkpoint is about to be kept, and the lock given back with it.
+                let has_landed = channel.is_live() && channel.checkpoint.is_none();
+                match channel.flight().and_then(|flight| flight.settling.as_mut()) {
+                    Some(settling) => settling.lock = lock,
+                    None if has_landed => {}
+                    None => self.effects.extend(lock.map(Effect::Unlock)),
+                }
+            }
             None => self.effects.extend(lock.map(Effect::Unlock)),
         }
     }
@@ -662,19 +751,7 @@ impl HubState {
             self.fly_again(number, at_least, Some(now + FLIGHT_RETRY));
             return;
         }
-        let Some(membership) = Predicate::new(&channel.spec.query.filter, &fresh.schema) else {
-            let refusal = Refusal::new(ErrorCode::BadQuery, "the publication no longer has a column of the query");
-            self.close_channel(number, &refusal);
-            return;
-        };
-        let mut settling = Settling {
-            membership,
-            schema_id: fresh.schema.id().into(),
-            schema: fresh.schema,
-            rows: fresh.rows,
-            place: fresh.place,
-            lock: None,
-        };
+        let mut settling = Settling { view: fresh.view, rows: fresh.rows, place: fresh.place, lock: None };
         let kept = self.feeds.get(&feed_key).map(Feed::kept).unwrap_or_default();
         let here = FeedStep { cut: position.cut.clone(), base: position.cut.version, change: Change::Nothing };
         for step in kept.iter().map(Arc::as_ref).chain([&here]) {
@@ -702,9 +779,26 @@ impl HubState {
         if !there {
             return;
         }
+        self.landed.push(number);
+        channel.checkpoint = None;
+        let feed = self.feeds.get_mut(&channel.spec.feed);
+        if channel.is_live() {
+            let before: Vec<Key> = channel.rows.known_keys().cloned().collect();
+            if !channel.land_refill() {
+                tracing::error!(channel = %channel.feed(), "rows read anew for a window are not those that it shows");
+            }
+            if let Some(feed) = feed {
+                feed.flying.remove(&number);
+                feed.index.note(number, before.iter().chain(channel.rows.known_keys()), |key| channel.rows.knows(key));
+            }
+            return;
+        }
         let moved = channel.land(version);
         self.pending.remove(&number);
-        self.has_landed = true;
+        if let (Some(feed), Some(view)) = (feed, &channel.view) {
+            feed.flying.remove(&number);
+            feed.index.join(number, view, channel.rows.known_keys());
+        }
         if channel.rows.len() > self.settings.rows_max || channel.rows.bytes() > self.settings.bytes_max {
             let refusal = self.too_many_rows();
             self.close_channel(number, &refusal);
@@ -724,14 +818,20 @@ impl HubState {
                 }
             }
         }
-        channel.checkpoint = None;
+        let runs_low = channel.rows.runs_low();
         self.answer_readers(number);
+        if runs_low {
+            self.refill(number);
+        }
     }
 
     /// Things that happen by the clock.
     pub(super) fn on_tick(&mut self, now: Instant) {
         self.give_up_waiting(now);
-        self.keep_checkpoints(now);
+        let numbers: Vec<ChannelNumber> = self.channels.keys().copied().collect();
+        for number in numbers {
+            self.keep_checkpoint(number, now);
+        }
         self.let_idle_channels_go(now);
         // Without a leader none of them starts, and those that were given up would pile up.
         let channels = &self.channels;
@@ -744,32 +844,31 @@ impl HubState {
         }
     }
 
-    /// Writes checkpoints of channels that are new or have changed for a while.
-    fn keep_checkpoints(&mut self, now: Instant) {
+    /// Writes the checkpoint of a live channel if it is new or has changed for a while.
+    fn keep_checkpoint(&mut self, number: ChannelNumber, now: Instant) {
         let Some(position) = &self.position else { return };
-        for channel in self.channels.values_mut().filter(|channel| channel.is_live()) {
-            let first = channel.checkpoint.is_none();
-            let due = match channel.checkpoint {
-                None => true,
-                Some((version, at)) => {
-                    let age = now.duration_since(at);
-                    (version < channel.rows.changed() && age >= self.settings.checkpoint_every)
-                        || age >= self.settings.checkpoint_ttl / 2
-                }
-            };
-            let Some(form) = channel.form.as_ref().filter(|_| due) else { continue };
-            channel.checkpoint = Some((position.cut.version, now));
-            self.effects.push(Effect::Keep {
-                feed: channel.spec.feed.clone(),
-                channel: channel.spec.hash(),
-                checkpoint: Box::new(Checkpoint {
-                    cut: position.cut.clone(),
-                    schema: form.schema.clone(),
-                    rows: channel.rows.clone(),
-                }),
-                first,
-            });
-        }
+        let Some(channel) = self.channels.get_mut(&number).filter(|channel| channel.is_live()) else { return };
+        let first = channel.checkpoint.is_none();
+        let due = match channel.checkpoint {
+            None => true,
+            Some((version, at)) => {
+                let age = now.duration_since(at);
+                (version < channel.rows.changed() && age >= self.settings.checkpoint_every)
+                    || age >= self.settings.checkpoint_ttl / 2
+            }
+        };
+        let Some(view) = channel.view.as_ref().filter(|_| due) else { return };
+        channel.checkpoint = Some((position.cut.version, now));
+        self.effects.push(Effect::Keep {
+            feed: channel.spec.feed.clone(),
+            channel: channel.spec.hash(),
+            checkpoint: Box::new(Checkpoint {
+                cut: position.cut.clone(),
+                view: view.clone(),
+                rows: channel.rows.clone(),
+            }),
+            first,
+        });
     }
 
     fn let_idle_channels_go(&mut self, now: Instant) {
@@ -796,7 +895,9 @@ impl HubState {
         self.pending.remove(&number);
         self.by_spec.remove(&channel.spec);
         if let Some(feed) = self.feeds.get_mut(channel.feed()) {
-            feed.channels.retain(|&other| other != number);
+            feed.index.leave(number, channel.rows.known_keys());
+            feed.flying.remove(&number);
+            feed.channels.remove(&number);
             if feed.channels.is_empty() {
                 self.feeds.remove(channel.feed());
                 self.effects.push(Effect::Unfeed(channel.feed().clone()));
@@ -817,8 +918,8 @@ impl HubState {
         self.start_flights(now);
         self.look_after_due(now);
         // A channel that has just opened is what other nodes and the next visitor wait for.
-        if std::mem::take(&mut self.has_landed) {
-            self.keep_checkpoints(now);
+        for number in std::mem::take(&mut self.landed) {
+            self.keep_checkpoint(number, now);
         }
         if cfg!(test) {
             self.check_invariants();
@@ -829,7 +930,14 @@ impl HubState {
     fn check_invariants(&self) {
         for (number, channel) in &self.channels {
             assert_eq!(self.by_spec.get(&channel.spec), Some(number));
-            assert!(self.feeds.get(channel.feed()).is_some_and(|feed| feed.channels.contains(number)));
+            let feed = self.feeds.get(channel.feed()).expect("a channel has a feed");
+            assert!(feed.channels.contains(number));
+            assert_eq!(channel.is_live(), feed.index.contains(*number));
+            assert_eq!(channel.has_flight(), feed.flying.contains(number));
+            #[cfg(test)]
+            if channel.is_live() && self.channels.len() < 100 {
+                assert!(feed.index.holds_exactly(*number, &channel.rows.known_keys().collect()));
+            }
             assert_eq!(channel.subscribers.is_empty(), channel.idle_since.is_some());
             assert_eq!(channel.is_live(), !self.pending.contains(number));
             for session in &channel.subscribers {

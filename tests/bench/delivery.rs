@@ -11,6 +11,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "the rules for tasks and queues are for the product")]
 
+#[path = "delivery/cpu.rs"]
+mod cpu;
 #[path = "delivery/latency.rs"]
 mod latency;
 #[path = "delivery/stage.rs"]

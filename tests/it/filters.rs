@@ -141,13 +141,13 @@ async fn equal_queries_are_one_channel_and_wrong_ones_are_refused_by_place() {
     }
     until("one channel is open", async || (node.metric("rowcast_channels").await == 1.0).then_some(())).await;
     for (channel, at, message) in [
-        ("orders?id=eq.x", 7, "invalid input syntax for type integer"),
-        ("orders?id=eq.99999999999", 7, "out of range"),
-        ("orders?paid=eq.maybe", 7, "invalid input syntax for type boolean"),
+        ("orders?id=eq.x", 13, "invalid input syntax for type integer"),
+        ("orders?id=eq.99999999999", 13, "out of range"),
+        ("orders?paid=eq.maybe", 15, "invalid input syntax for type boolean"),
         ("orders?status=eq.open&nope=eq.1", 22, "there is no column `nope`"),
-        ("orders?id=eq.1;drop table orders", 7, "invalid input syntax"),
-        ("prices?amount=eq.1", 7, "numeric cannot be filtered yet"),
-        ("orders?limit=5", 7, "`limit` is not supported yet"),
+        ("orders?id=eq.1;drop table orders", 13, "invalid input syntax"),
+        ("prices?amount=like.1*", 7, "numeric are no texts"),
+        ("orders?limit=none", 13, "a limit is a number"),
     ] {
         let (status, body) = node.get(&format!("/v1/rows/{}", channel.replace(' ', "%20"))).await.expect("an answer");
         let body: serde_json::Value = serde_json::from_str(&body).expect("problem JSON");

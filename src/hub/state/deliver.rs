@@ -62,6 +62,7 @@ impl HubState {
                         dirty.push(*session);
                     }
                     client.moved.extend(frames.iter().cloned());
+                    client.moving.push(*number);
                 }
             }
         }
@@ -74,11 +75,10 @@ impl HubState {
                     .get_or_insert_with(|| (protocol::step(cut.version), protocol::live(&cut, cut.as_of, working)))
                     .clone()
             };
+            let moving = std::mem::take(&mut client.moving);
             if client.send_moved(step, cut.as_of) {
-                for (number, _) in &moved {
-                    if let Some(subscription) = client.subscriptions.get_mut(number)
-                        && matches!(subscription.standing, Standing::Complete)
-                    {
+                for number in moving {
+                    if let Some(subscription) = client.subscriptions.get_mut(&number) {
                         subscription.told = cut.version;
                     }
                 }

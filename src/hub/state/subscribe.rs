@@ -15,7 +15,7 @@ use crate::hub::{Command, RowsRead, SessionId, Subscribe};
 use crate::identity::{self, Identity, ResolvedPolicy};
 use crate::metrics;
 use crate::protocol::{self, Beginning, ChannelNumber, ErrorCode, Refusal, Resume};
-use crate::publication::Catalogue;
+use crate::publication::{Catalogue, Column};
 use crate::query::{self, ChannelRequest, Literal, unknown_publication};
 use crate::version::Version;
 
@@ -160,12 +160,21 @@ impl HubState {
     fn resolve(&self, request: &ChannelRequest, identity: &Identity) -> Result<Resolved, Refusal> {
         let known = self.catalogue.as_ref().and_then(|catalogue| catalogue.publications.get(&request.publication));
         let Some(publication) = known else { return Ok(Resolved::UnknownName) };
-        let policy = identity::resolve(identity, publication)?;
-        let query = query::resolve(request, publication, |literal| self.casts.get(literal).cloned())?;
-        Ok(match query {
-            Ok(query) => Resolved::Spec(ChannelSpec { feed: publication.feed.clone(), policy, query }),
-            Err(literals) => Resolved::Uncast(literals),
-        })
+        let known = |literal: &Literal| self.casts.get(literal).cloned();
+        let policy = identity::resolve(identity, publication, known)?;
+        let query = query::resolve(request, publication, known);
+        match (policy, query) {
+            (Ok(policy), Ok(Ok(query))) => {
+                Ok(Resolved::Spec(ChannelSpec { feed: publication.feed.clone(), policy, query }))
+            }
+            (Ok(_), Ok(Err(literals))) => Ok(Resolved::Uncast(literals)),
+            (Ok(_), Err(refusal)) => Err(refusal),
+            // What is wrong with the query is said to those only who may know of the publication.
+            (Err(literals), query) => {
+                let of_query = query.ok().and_then(Result::err).unwrap_or_default();
+                Ok(Resolved::Uncast(literals.into_iter().chain(of_query).collect()))
+            }
+        }
     }
 
     fn serve(
@@ -195,15 +204,16 @@ impl HubState {
 
     /// Literals that Postgres has cast, or has not.
     pub(in crate::hub) fn on_cast(&mut self, cast: Vec<(Literal, Result<Arc<str>, String>)>, now: Instant) {
-        if self.casts.len() + cast.len() > CASTS_MAX {
+        let forgotten = self.casts.len() + cast.len() > CASTS_MAX;
+        if forgotten {
             self.casts.clear();
         }
         self.casts.extend(cast);
-        self.retry_parked(now, |parked| matches!(parked.waits_for, WaitsFor::Casts));
+        self.retry_parked(now, |parked| matches!(parked.waits_for, WaitsFor::Casts), forgotten);
     }
 
-    /// Resolves parked requests again.
-    fn retry_parked(&mut self, now: Instant, which: impl Fn(&Parked) -> bool) {
+    /// Resolves parked requests again. `recast`: literals that they waited for may have been forgotten meanwhile.
+    fn retry_parked(&mut self, now: Instant, which: impl Fn(&Parked) -> bool, recast: bool) {
         let (again, stay) = std::mem::take(&mut self.parked).into_iter().partition(which);
         self.parked = stay;
         for Parked { request, identity, for_whom, since, waits_for } in again {
@@ -215,7 +225,7 @@ impl HubState {
                 }
                 Ok(Resolved::Uncast(literals)) => {
                     // Those of another request may have landed, or those of a name that has just become known.
-                    if matches!(waits_for, WaitsFor::Catalogue { .. }) {
+                    if recast || matches!(waits_for, WaitsFor::Catalogue { .. }) {
                         self.effects.push(Effect::Cast(literals));
                     }
                     self.parked.push(Parked { request, identity, for_whom, since, waits_for: WaitsFor::Casts });
@@ -291,7 +301,8 @@ impl HubState {
             self.effects.push(Effect::Feed(spec.feed.clone()));
         }
         let feed: &mut Feed = self.feeds.entry(spec.feed.clone()).or_default();
-        feed.channels.push(number);
+        feed.channels.insert(number);
+        feed.flying.insert(number);
         self.by_spec.insert(spec.clone(), number);
         self.channels.insert(number, Channel::new(spec, number, flight, now));
         self.pending.insert(number);
@@ -496,17 +507,22 @@ impl HubState {
         let before = self.catalogue.replace(catalogue.clone());
         self.follow_catalogue(before.as_deref(), &catalogue, now);
         let read = self.catalogue_readings;
-        self.retry_parked(now, |parked| match parked.waits_for {
-            WaitsFor::Catalogue { reading } => reading <= read,
-            WaitsFor::Casts => false,
-        });
+        self.retry_parked(
+            now,
+            |parked| match parked.waits_for {
+                WaitsFor::Catalogue { reading } => reading <= read,
+                WaitsFor::Casts => false,
+            },
+            false,
+        );
         if self.parked.iter().any(|parked| matches!(parked.waits_for, WaitsFor::Catalogue { .. })) {
             self.catalogue_wanted = true;
         }
     }
 
-    /// Channels of generations that are gone, and those that filter by a column whose type changed, since their values
-    /// were cast to the old one: their subscribers move to the channel that the same request means now, or are refused.
+    /// Channels of generations that are gone, those that compare a column which changed, since their values were cast to the
+    /// old one, and those that lack a column: their subscribers move to the channel that the same request means now, or are
+    /// refused.
     fn follow_catalogue(&mut self, before: Option<&Catalogue>, catalogue: &Catalogue, now: Instant) {
         let gone: Vec<ChannelNumber> = self
             .channels
@@ -517,7 +533,7 @@ impl HubState {
                     .get(&channel.feed().name)
                     .is_none_or(|publication| publication.feed != *channel.feed())
                     || before.is_some_and(|before| {
-                        filter_types(&channel.spec, before) != filter_types(&channel.spec, catalogue)
+                        named_columns(&channel.spec, before) != named_columns(&channel.spec, catalogue)
                     })
             })
             .map(|channel| channel.number)
@@ -553,12 +569,15 @@ impl HubState {
     }
 }
 
-/// The types of the columns that a channel filters by; `None` for one that is not there.
-fn filter_types<'a>(spec: &ChannelSpec, catalogue: &'a Catalogue) -> Vec<Option<&'a str>> {
+/// The columns that a channel filters by and is ordered by, and of those asked for only whether they are there.
+fn named_columns<'a>(spec: &ChannelSpec, catalogue: &'a Catalogue) -> (Vec<Option<&'a Column>>, Vec<bool>) {
     let publication = catalogue.publications.get(&spec.feed.name);
     let columns = publication.map(|publication| publication.schema.columns.as_slice()).unwrap_or_default();
-    let type_of = |name: &str| columns.iter().find(|column| &*column.name == name).map(|column| &*column.type_name);
-    spec.query.filter.columns().into_iter().map(|name| type_of(name)).collect()
+    let find = |name: &str| columns.iter().find(|column| &*column.name == name);
+    let filter = spec.filter();
+    let compared = filter.columns().into_iter().chain(spec.query.order.iter().map(|by| &by.column));
+    let selected = spec.query.select.iter().flatten();
+    (compared.map(|name| find(name)).collect(), selected.map(|name| find(name).is_some()).collect())
 }
 
 /// Does something with a client, if it is still there.

@@ -19,6 +19,9 @@ use crate::rows::Rows;
 use crate::snapshots::{Fresh, HeldLock, Place};
 use crate::store::{Beat, Entry, LogRead, Push, Touched};
 use crate::version::{Cut, Epoch, Version};
+use crate::view::{Verdict, View};
+
+mod views;
 
 const EPOCH: &str = "k3f9";
 
@@ -179,19 +182,34 @@ impl Node {
     }
 
     fn land(&mut self, flight: &(ChannelNumber, u64, String), place: Place, rows: &[(u64, u64)]) {
+        self.land_first(flight, place, rows, true);
+    }
+
+    /// The same, of a window: `all` the rows there are, or the first of them.
+    fn land_first(&mut self, flight: &(ChannelNumber, u64, String), place: Place, rows: &[(u64, u64)], all: bool) {
+        let view = self.view(flight.0);
+        let members = rows.iter().map(|&(id, n)| row(id, n)).filter_map(|(key, row)| match view.judge(Some(&row)) {
+            Verdict::Member(row) => Some((key, row)),
+            Verdict::Not(_) => None,
+        });
         let version = match &place {
             Place::At(version) => *version,
             Place::Sees(_) => Version(0),
         };
         let fresh = Fresh {
-            rows: Rows::at(version, rows.iter().map(|&(id, n)| row(id, n))),
+            rows: Rows::read(&view, version, members.collect(), all),
             place,
-            schema: Arc::new(schema()),
+            view,
             epoch: Epoch::new(EPOCH),
             lock: None,
         };
         self.state.on_landed(flight.0, flight.1, Ok(fresh), self.now);
         self.turn();
+    }
+
+    /// What a channel makes of the feed's rows.
+    fn view(&self, number: ChannelNumber) -> Arc<View> {
+        Arc::new(View::new(&self.state.channels[&number].spec, &Arc::new(schema())).expect("a view"))
     }
 
     /// Rows of a query of our own, under the cluster's lock; whether the lock is given back at once.
@@ -200,7 +218,7 @@ impl Node {
         let fresh = Fresh {
             rows: Rows::at(Version(0), [row(1, 1)]),
             place: Place::Sees(place.parse().expect("a snapshot")),
-            schema: Arc::new(schema()),
+            view: self.view(flight.0),
             epoch: Epoch::new(EPOCH),
             lock: Some(lock),
         };
@@ -519,7 +537,7 @@ fn a_new_epoch_is_told_with_the_difference() {
         let fresh = Fresh {
             rows: Rows::at(Version(50), [row(1, 100), row(2, 200)]),
             place: Place::At(Version(50)),
-            schema: Arc::new(schema()),
+            view: node.view(flight.0),
             epoch: Epoch::new("next"),
             lock: None,
         };
@@ -732,7 +750,7 @@ fn an_epoch_whose_versions_began_again_below_is_told_with_snapshots() {
         let fresh = Fresh {
             rows: Rows::at(Version(20), [row(2, 200)]),
             place: Place::At(Version(20)),
-            schema: Arc::new(schema()),
+            view: node.view(flight.0),
             epoch: Epoch::new("restored"),
             lock: None,
         };

@@ -15,9 +15,10 @@ use tokio::process::Command;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
+use crate::cpu::median;
 use crate::harness::dash::connect;
 use crate::harness::within;
-use crate::stage::{ROWS, Stage, TABLES, median};
+use crate::stage::{ROWS, Stage, TABLES};
 
 const CLIENTS: [u32; 2] = [8, 32];
 

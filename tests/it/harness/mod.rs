@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "what a node, a server and a dashboard can do, whether or not a test needs it today")]
 
+pub mod asker;
 pub mod browser;
 pub mod cluster;
 pub mod content;
