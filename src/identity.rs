@@ -1,8 +1,8 @@
 //! Who a client is, and what a publication's policy becomes for it.
 //!
 //! Every channel is resolved through [`resolve`], and its result is part of the channel and of every cache key: the cache
-//! key is the permission (`policy`). An identity is proved by a token: [`token`] verifies it with [`keys`], which [`jwks`]
-//! may fetch, unless it was taken back ([`revocation`]).
+//! key is the permission. An identity is proved by a token: [`token`] verifies it with [`keys`], which [`jwks`] may fetch,
+//! unless it was taken back ([`revocation`]).
 
 pub mod jwks;
 pub mod keys;
@@ -16,8 +16,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-pub use self::policy::resolve;
 use crate::query::Filter;
+
+pub use policy::resolve;
 
 /// A client's proved identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

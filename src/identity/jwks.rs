@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -124,6 +124,8 @@ impl JwksTask {
                 () = self.wanted.notified() => tokio::time::sleep_until(looked_at + PAUSE).await,
                 () = tokio::time::sleep_until(looked_at + REFRESH_EVERY) => {}
             }
+            // Who asked until now is answered by this look.
+            let _ = self.wanted.notified().now_or_never();
             let began = Instant::now();
             let fetched = self.fetcher.fetch().await;
             metrics::jwks_fetched(fetched.is_ok());

@@ -38,6 +38,10 @@ const READABLE_TIMES_LIMIT: usize = 4;
 /// How long a close waits for the client's answer.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
+/// The same where a token was revoked: what is queued before the close may be rows, and a second after the revocation the
+/// last of them has to be gone.
+const REVOKED_WAIT: Duration = Duration::from_millis(400);
+
 /// A websocket, and what is needed to judge whether it moves.
 pub struct Transport {
     socket: WebSocket,
@@ -132,7 +136,8 @@ impl Transport {
     /// Says why, and waits a moment for the client to have read it. What was queued goes out first, if it can.
     pub async fn close(mut self, reason: CloseReason, retry_after_ms: Option<u64>) {
         let frame = CloseFrame { code: reason.code(), reason: reason.reason(retry_after_ms).into() };
-        let wait_until = Instant::now() + CLOSE_WAIT;
+        let wait = if reason == CloseReason::TokenRevoked { REVOKED_WAIT } else { CLOSE_WAIT };
+        let wait_until = Instant::now() + wait;
         let handshake = async {
             if self.socket.send(Message::Close(Some(frame))).await.is_err() {
                 return;

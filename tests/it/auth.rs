@@ -1,5 +1,6 @@
 //! How sessions come by an identity, keep it, change it and lose it.
 
+use rowcast::cli::client::Handle;
 use serde_json::{Value, json};
 
 use crate::edge::wire::Wire;
@@ -188,6 +189,103 @@ async fn an_expiring_token_is_announced_and_a_session_ends_with_it_unless_it_is_
     kept.until("the change", |dash| dash.table(handles[0]).len() == 2).await;
     assert_eq!((kept.seen.subscribed, kept.seen.snapshots, kept.seen.resets), (1, 1, 0));
     assert_eq!(node.metric(r#"rowcast_session_closes_total{reason="token_expired"}"#).await, 1.0);
+}
+
+/// The `tenant_id`s in a dashboard's rows.
+fn tenants(dash: &Dash, handle: Handle) -> Vec<String> {
+    let rows = dash.client.rows(handle).into_iter().flatten();
+    let mut tenants: Vec<String> = rows.filter_map(|(_, row)| Some(row.value("tenant_id")?.to_owned())).collect();
+    tenants.sort_unstable();
+    tenants
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_with_other_claims_moves_what_they_concern_and_nothing_else() {
+    let database = database().await;
+    database
+        .run(
+            "create table tickets (id int primary key, tenant_id int);
+             insert into tickets select i, i % 3 from generate_series(1, 30) i;
+             select rowcast.publish('tickets', policy => 'tenant_id=eq.{tenant_id}')",
+        )
+        .await;
+    let node = node(&database, &[]).await;
+    let of = |tenant: Value| token("ann", 600, &json!({"tenant_id":tenant,"nonce":now()}));
+    let channels = ["tickets", "tickets?id=lt.10", "members"];
+    let (mut dash, handles) = Dash::open_as(node.address, &of(json!(1)), &channels).await;
+    dash.complete().await;
+    assert_eq!((tenants(&dash, handles[0]), tenants(&dash, handles[1])), (vec!["1".into(); 10], vec!["1".into(); 3]));
+    let tag = dash.client.form(handles[0]).expect("a form").tag.clone();
+    let (subscribed, snapshots) = (dash.seen.subscribed, dash.seen.snapshots);
+
+    // The same tenant: nothing happens.
+    dash.authenticate(&of(json!(1))).await;
+    dash.until("the token is taken", |dash| dash.seen.authenticated == 2).await;
+    database.run("insert into tickets values (100, 1), (101, 2); update members set note = 'a'").await;
+    dash.until("a change", |dash| tenants(dash, handles[0]).len() == 11).await;
+    assert_eq!((dash.seen.subscribed, dash.seen.snapshots), (subscribed, snapshots));
+
+    // Another one: both texts move to its rows.
+    dash.authenticate(&of(json!(2))).await;
+    dash.until("the token is taken", |dash| dash.seen.authenticated == 3).await;
+    database.run("insert into tickets values (102, 1), (103, 2); update tickets set tenant_id = 1 where id = 1").await;
+    let moved = |dash: &Dash| {
+        let of_others = |handle| tenants(dash, handle).iter().filter(|tenant| *tenant != "2").count();
+        (of_others(handles[0]), of_others(handles[1])) == (0, 0)
+    };
+    dash.until("both have moved", moved).await;
+    dash.until("the change", |dash| tenants(dash, handles[0]).len() == 12).await;
+    assert_ne!(dash.client.form(handles[0]).expect("a form").tag, tag);
+    assert_eq!((dash.seen.subscribed, dash.seen.snapshots), (subscribed + 2, snapshots + 2), "`members` has not moved");
+
+    // No tenant at all: these end, the other goes on.
+    dash.authenticate(&token("ann", 600, &json!({}))).await;
+    dash.until("they end", |dash| dash.seen.refused == ["forbidden", "forbidden"]).await;
+    database.run("insert into tickets values (104, 2); update members set note = 'b'").await;
+    let changes = dash.seen.changes;
+    dash.until("a change", |dash| dash.seen.changes > changes).await;
+    assert_eq!((dash.seen.subscribed, dash.seen.resets, dash.seen.gaps), (subscribed + 2, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_changes_while_a_request_waits_decides_what_it_gets() {
+    let database = database().await;
+    database
+        .run(
+            "create table tickets (id int primary key, tenant_id int);
+             insert into tickets select i, i % 30 from generate_series(1, 300) i;
+             select rowcast.publish('tickets', policy => 'tenant_id=eq.{tenant_id}')",
+        )
+        .await;
+    let node = node(&database, &[]).await;
+    let mut wire = greeted(&node, &[]).await;
+    // All in one go: what is asked for is resolved between the tokens, and each waits for casts of its own.
+    for tenant in 1..=10 {
+        say_auth(&mut wire, &token("ann", 600, &json!({"tenant_id":tenant}))).await;
+        wire.say(&format!(r#"{{"op":"subscribe","id":{tenant},"channel":"tickets?id=gt.{tenant}"}}"#)).await;
+    }
+    // Whatever came before, at the end every subscription shows the last tenant, and no page is mixed.
+    let mut latest = std::collections::HashMap::new();
+    let mut ids = std::collections::HashMap::new();
+    let all_of_ten = until("every subscription has the last tenant's rows", async || {
+        let frame = wire.answer().await;
+        match frame["op"].as_str() {
+            Some("subscribed") => {
+                ids.insert(frame["id"].as_u64(), frame["ch"].as_u64());
+            }
+            Some("snapshot") => {
+                let rows = frame["rows"].as_array().cloned().unwrap_or_default();
+                let tenants: std::collections::BTreeSet<_> = rows.iter().map(|row| row["tenant_id"].as_i64()).collect();
+                assert_eq!(tenants.len(), 1, "{frame}");
+                latest.insert(frame["ch"].as_u64(), tenants.into_iter().next().flatten());
+            }
+            Some("error") => panic!("{frame}"),
+            _ => {}
+        }
+        let done = ids.len() == 10 && ids.values().all(|ch| latest.get(ch) == Some(&Some(10)));
+        done.then_some(ids.len())
+    });
+    assert_eq!(all_of_ten.await, 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -127,6 +127,25 @@ async fn a_revocation_that_commits_late_and_one_while_redis_is_away_have_their_e
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_stands_still_is_not_waited_for() {
+    let (cluster, one, _other) = cluster().await;
+    cluster.run("insert into vaults select id, id from generate_series(100000, 130000) id").await;
+    let mut dash = open(&one, &token("ann", 600, &json!({}))).await;
+    // Its rows again, which it does not read.
+    dash.client.unsubscribe(dash.client.handles()[0]);
+    dash.client.subscribe("vaults");
+    dash.connect_narrowly(one.address).await;
+    let answered = async || (one.metric("rowcast_subscriptions_total").await >= 2.0).then_some(());
+    until("the rows are on their way", answered).await;
+    until("one session is left", async || (one.metric("rowcast_sessions").await == 1.0).then_some(())).await;
+    cluster.run("select rowcast.revoke('ann')").await;
+    let committed = Instant::now();
+    until("the session is gone", async || (one.metric("rowcast_sessions").await == 0.0).then_some(())).await;
+    assert!(committed.elapsed() <= REVOKED_MAX, "{:?}", committed.elapsed());
+    assert_eq!(one.metric(r#"rowcast_session_closes_total{reason="token_revoked"}"#).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nodes_find_revocations_again_when_postgres_comes_back() {
     let (cluster, one, _other) = cluster().await;
     let (ann, bob) = (token("ann", 600, &json!({})), token("bob", 600, &json!({})));

@@ -335,12 +335,16 @@ impl HubState {
         self.answer(session, frame);
     }
 
-    /// Subscriptions that another identity resolves to another channel move there, or are refused; what is parked will be
+    /// Subscriptions that another identity resolves to another channel move there, or are refused; what is parked is
     /// resolved for it. From here on nothing of a channel that was left is queued.
     fn on_reidentify(&mut self, session: SessionId, identity: &Identity, now: Instant) {
-        for parked in &mut self.parked {
-            if matches!(parked.for_whom, ForWhom::Session { session: whose, .. } if whose == session) {
-                parked.identity = identity.clone();
+        let is_ours = |parked: &mut Parked| matches!(parked.for_whom, ForWhom::Session { session: whose, .. } if whose == session);
+        let parked: Vec<Parked> = self.parked.extract_if(.., is_ours).collect();
+        for parked in parked {
+            match parked.waits_for {
+                WaitsFor::Catalogue { .. } => self.parked.push(Parked { identity: identity.clone(), ..parked }),
+                // Its own claims may have to be cast.
+                WaitsFor::Casts => self.begin_request(parked.request, identity.clone(), parked.for_whom, now),
             }
         }
         let Some(client) = self.clients.get_mut(&session) else { return };
