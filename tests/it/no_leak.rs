@@ -5,7 +5,7 @@
 //! claims that the connection had when the frame's channel was opened. Labels of other tenants, owners or regions are
 //! leaks; so is a key in `gone` of a row that was never shown.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -223,6 +223,8 @@ impl Spy {
         let Some(mut socket) = connect(node).await else { return };
         let jti = format!("{}-{}", self.number, self.random.random::<u32>());
         let mut who = Who::random(&mut self.random, self.number);
+        // Without a region `by_region` is forbidden.
+        let mut had_no_region = who.regions.is_empty();
         let mut channels: HashMap<u64, Watched> = HashMap::new();
         let mut asked: BTreeMap<u64, (Rule, Option<Value>)> = BTreeMap::new();
         say(&mut socket, json!({"op": "auth", "token": who.token(&jti)})).await;
@@ -243,8 +245,8 @@ impl Spy {
             .random_bool(0.2)
             .then(|| Instant::now() + Duration::from_millis(self.random.random_range(300..900)));
         let mut revoked: Option<Instant> = None;
-        // Claims in force for what is subscribed from now on; a refresh counts once the server has taken it.
-        let mut refreshing: Option<Who> = None;
+        // Tokens that the server has not answered yet; their claims count once it has.
+        let mut said = VecDeque::from([who.clone()]);
         loop {
             let now = Instant::now();
             if stop.load(Ordering::Relaxed) || (now >= leave_at && revoked.is_none()) {
@@ -255,7 +257,8 @@ impl Spy {
                 let mut next = Who::random(&mut self.random, self.number);
                 next.sub.clone_from(&who.sub);
                 say(&mut socket, json!({"op": "auth", "token": next.token(&jti)})).await;
-                refreshing = Some(next);
+                had_no_region |= next.regions.is_empty();
+                said.push_back(next);
                 self.shared.refreshes.fetch_add(1, Ordering::Relaxed);
             }
             if revoke_at.is_some_and(|at| at <= now) {
@@ -283,7 +286,7 @@ impl Spy {
             self.shared.frames.fetch_add(1, Ordering::Relaxed);
             let ch = frame["ch"].as_u64().unwrap_or_default();
             match frame["op"].as_str().expect("an op") {
-                "authenticated" => who = refreshing.take().unwrap_or(who),
+                "authenticated" => who = said.pop_front().expect("a token that was said"),
                 "subscribed" => {
                     let id = frame["id"].as_u64().expect("an id");
                     if frame["shared"] == true {
@@ -326,7 +329,11 @@ impl Spy {
                 }
                 "error" => {
                     let code = frame["code"].as_str().unwrap_or_default();
-                    assert!(["unavailable", "bad_token"].contains(&code), "{text}");
+                    let denied = code == "forbidden" && had_no_region;
+                    assert!(
+                        denied || ["unavailable", "bad_token"].contains(&code),
+                        "{who:?} {said:?} {asked:?} {text}"
+                    );
                 }
                 _ => {}
             }
