@@ -9,6 +9,7 @@ mod browser;
 mod burst;
 mod capture;
 mod contract;
+mod docs_queries;
 mod doorbell;
 mod edge;
 mod faults;
