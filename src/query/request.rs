@@ -360,6 +360,19 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_sent_is_read_or_refused_by_its_place(
+            query in r#"((and|or|not|a|é|%2[0-9a-f]|%|eq|in|is|select|order|limit)?[.,:()"&=+\\]?){0,40}"#,
+        ) {
+            let text = format!("o?{query}");
+            if let Err(refusal) = ChannelRequest::parse(&text) {
+                proptest::prop_assert!(refusal.at.is_some_and(|at| at <= text.len()), "{refusal:?}");
+            }
+            let _ = ChannelRequest::parse_policy(&query);
+        }
+    }
+
     #[test]
     fn a_policy_has_filters_only() {
         let policy = |text: &str| ChannelRequest::parse_policy(text);

@@ -71,6 +71,14 @@ async fn a_filtered_channel_equals_its_query_as_rows_enter_and_leave() {
         ("orders?note=eq.n7", "note = 'n7'"),
         ("orders?id=eq.7", "id = 7"),
         ("orders?status=eq.%27%22odd%5C", "status = '''\"odd\\'"),
+        ("orders?id=gt.20&id=lte.40", "id > 20 and id <= 40"),
+        (
+            "orders?or=(customer_id.in.(1,2),and(status.eq.paid,not.or(id.lt.10,paid.is.null)))",
+            "customer_id in (1, 2) or (status = 'paid' and not (id < 10 or paid is null))",
+        ),
+        ("orders?note=like.n_&customer_id=not.is.null", "note like 'n_' and customer_id is not null"),
+        ("orders?note=not.ilike.N1*", "note not ilike 'n1%'"),
+        ("orders?customer_id=neq.3&paid=is.false", "customer_id <> 3 and not paid"),
     ];
     let texts: Vec<&str> = channels.iter().map(|(channel, _)| *channel).collect();
     let (mut dash, handles) = Dash::open(node.address, &texts).await;

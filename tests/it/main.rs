@@ -11,6 +11,7 @@ mod burst;
 mod capture;
 mod contract;
 mod docs_permissions;
+mod docs_queries;
 mod doorbell;
 mod edge;
 mod faults;

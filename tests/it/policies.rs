@@ -2,16 +2,19 @@
 
 use std::collections::BTreeSet;
 
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
 use rowcast::identity::{Identity, ResolvedPolicy, resolve};
 use rowcast::protocol::{ErrorCode, Refusal};
 use rowcast::publication::{Policy, Publication};
-use rowcast::query::ChannelRequest;
+use rowcast::query::{ChannelRequest, Condition};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 
 use crate::harness::asker::Asker;
 use crate::harness::database::Database;
-use crate::harness::postgres::attempt;
+use crate::harness::postgres::{attempt, run};
 
 const NAMES: &[&str] =
     &["a", "b", "a,b", "a)", "(a", "\"", "\"a\"", "a*", "a%", "a_", "ab", "\\", "a\\", "'", "{a}", "a&b", "é", ""];
@@ -130,6 +133,145 @@ async fn what_is_published_is_what_nodes_can_read() {
         assert_eq!(read, columns, "{policy}");
         ChannelRequest::parse_policy(policy).unwrap_or_else(|refusal| panic!("{policy}: {refusal:?}"));
     }
+}
+
+/// A policy that is right, and then perhaps not any more: pieces of the syntax are left out or put in.
+fn somewhat(chance: &mut StdRng) -> String {
+    const PIECES: &[&str] = &[
+        "id",
+        "name",
+        "\"odd,\\\"name\"",
+        ".",
+        "eq.",
+        "not.",
+        "in.",
+        "is.",
+        "like.",
+        "(",
+        ")",
+        ",",
+        "and",
+        "or",
+        "not.and",
+        "=",
+        "&",
+        "{x}",
+        "{",
+        "1",
+        "\"q\"",
+        "\"",
+        "null",
+        "*",
+        "%2C",
+        "%22",
+        "+",
+        "\\",
+        "(1,2)",
+        "(a,\"b)\")",
+        ":",
+        "",
+    ];
+    fn condition(chance: &mut StdRng, depth: usize, pieces: &mut Vec<&str>) {
+        if depth > 0 && chance.random_ratio(1, 3) {
+            pieces.extend([*["and", "or", "not.and", "not.or"].choose(chance).expect("words"), "("]);
+            condition(chance, depth - 1, pieces);
+            pieces.push(",");
+            condition(chance, depth - 1, pieces);
+            pieces.push(")");
+            return;
+        }
+        pieces.extend([*["id", "name", "\"odd,\\\"name\""].choose(chance).expect("names"), "."]);
+        operation(chance, pieces);
+    }
+    fn operation(chance: &mut StdRng, pieces: &mut Vec<&str>) {
+        const OPERATIONS: [&[&str]; 7] = [
+            &["eq.", "{x}"],
+            &["in.", "{x}"],
+            &["in.", "(", "1", ",", "{x}", ")"],
+            &["is.", "null"],
+            &["like.", "1", "*"],
+            &["eq.", "\"q\""],
+            &["not.", "eq.", "1"],
+        ];
+        pieces.extend(*OPERATIONS.choose(chance).expect("operations"));
+    }
+    let mut pieces = Vec::new();
+    for _ in 0..chance.random_range(1..3) {
+        if chance.random() {
+            pieces.extend([*["and", "or", "not.or"].choose(chance).expect("words"), "=", "("]);
+            condition(chance, 2, &mut pieces);
+            pieces.extend([",", "id", ".", "eq.", "1", ")"]);
+        } else {
+            pieces.extend([*["id", "name", "\"odd,\\\"name\""].choose(chance).expect("names"), "="]);
+            operation(chance, &mut pieces);
+        }
+        pieces.push("&");
+    }
+    for _ in 0..chance.random_range(0..3) {
+        let at = chance.random_range(0..pieces.len());
+        match chance.random_range(0..3) {
+            0 => drop(pieces.remove(at)),
+            1 => pieces.insert(at, PIECES.choose(chance).expect("pieces")),
+            _ => pieces[at] = PIECES.choose(chance).expect("pieces"),
+        }
+        if pieces.is_empty() {
+            pieces.push("&");
+        }
+    }
+    pieces.concat()
+}
+
+fn columns_of(conditions: &[Condition]) -> BTreeSet<String> {
+    let mut columns = BTreeSet::new();
+    for condition in conditions {
+        match condition {
+            Condition::All(inner) | Condition::Any(inner) => columns.extend(columns_of(inner)),
+            Condition::Not(inner) => columns.extend(columns_of(std::slice::from_ref(inner))),
+            Condition::Compare { column, .. }
+            | Condition::In { column, .. }
+            | Condition::InClaim { column, .. }
+            | Condition::Like { column, .. }
+            | Condition::Is { column, .. } => drop(columns.insert(column.name.to_string())),
+        }
+    }
+    columns
+}
+
+#[tokio::test]
+async fn the_grammar_of_publishing_is_that_of_the_nodes() {
+    let database = shop().await;
+    let mut connection = database.connect().await;
+    run(
+        &mut connection,
+        "create function pg_temp.attempted(policy text) returns text[] language plpgsql as $$
+         begin
+             return (select coalesce(array_agg(c.column_name), '{}') from rowcast.policy_conditions(policy) as c);
+         exception when others then return null;
+         end $$",
+    )
+    .await;
+    let mut chance = StdRng::seed_from_u64(5);
+    let policies: Vec<String> = (0..3_000).map(|_| somewhat(&mut chance)).collect();
+    let read: Vec<Option<Vec<String>>> = sqlx::query_scalar(
+        "select pg_temp.attempted(policy) from unnest($1::text[]) with ordinality as p (policy, place) order by place",
+    )
+    .bind(&policies)
+    .fetch_all(&mut connection)
+    .await
+    .expect("answers");
+    let mut accepted = 0;
+    for (policy, in_sql) in policies.iter().zip(read) {
+        let in_sql = in_sql.filter(|columns| !columns.is_empty()).map(BTreeSet::from_iter);
+        let in_node = ChannelRequest::parse_policy(policy).ok().map(|conditions| columns_of(&conditions));
+        accepted += usize::from(in_sql.is_some());
+        // Braces that are no claim are refused where they are published, and deny where they are filled.
+        if in_sql.is_none() && policy.contains('{') && in_node.is_some() {
+            continue;
+        }
+        assert_eq!(in_sql, in_node, "{policy}");
+    }
+    println!("{} policies, {accepted} of them right", policies.len());
+    assert!(accepted > 500 && accepted < 2_500);
 }
 
 #[tokio::test]

@@ -717,3 +717,58 @@ async fn equal_queries_are_equal_values() {
     let all: String = KINDS.iter().map(|kind| format!(",{}", kind.column)).collect();
     assert_eq!(asker.query(&format!("t?select=id{all}")).await.expect("all columns"), Query::default());
 }
+
+#[tokio::test]
+async fn what_is_too_large_to_be_sent_is_told_alike_in_memory_and_in_postgres() {
+    let database = Database::create().await;
+    database
+        .run(
+            "create table t (id int primary key, body text, raw bytea, padded char(1048600), data jsonb);
+             insert into t values
+                 (0, null, null, null, null), (1, 'a', 'a', 'a', '1'),
+                 (2, repeat('a', 1048576), repeat('a', 1048576)::bytea, null, to_jsonb(repeat('a', 1048574))),
+                 (3, repeat('a', 1048577), repeat('a', 1048577)::bytea, null, to_jsonb(repeat('a', 1048575))),
+                 (4, repeat('é', 524289), null, null, to_jsonb(repeat('\"', 600000)));
+             select rowcast.publish('t', policy => 'public')",
+        )
+        .await;
+    let mut asker = Asker::open(&database.url, "t").await;
+    let mut cut = 0;
+    for (query, expected) in [
+        ("body=is.null", &["[0]"][..]),
+        ("body=not.is.null", &["[1]", "[2]", "[3]", "[4]"]),
+        ("body=eq.a", &["[1]"]),
+        ("body=neq.a", &["[2]", "[3]", "[4]"]),
+        ("body=not.in.(a,b)", &["[2]", "[3]", "[4]"]),
+        ("body=gt.a", &["[2]"]),
+        ("body=lte.z", &["[1]", "[2]"]),
+        ("body=like.*a", &["[1]", "[2]"]),
+        ("body=not.like.b*", &["[1]", "[2]"]),
+        ("not.or=(body.like.b*,body.lt.a)", &["[1]", "[2]"]),
+        ("raw=is.null", &["[0]", "[4]"]),
+        ("raw=neq.a", &["[2]", "[3]"]),
+        ("raw=gt.a", &["[2]"]),
+        ("padded=eq.a", &[]),
+        ("padded=neq.b", &[]),
+        ("padded=is.null", &["[0]", "[2]", "[3]", "[4]"]),
+        ("data=in.(1.0,2)", &["[1]"]),
+    ] {
+        let filter = asker.query(&format!("t?{query}")).await.expect(query).filter;
+        let expected: BTreeSet<String> = expected.iter().map(|key| (*key).to_owned()).collect();
+        assert_eq!(asker.in_memory(&filter), expected, "in memory: {query}");
+        assert_eq!(asker.by_filter(&filter).await, expected, "in SQL: {query}");
+        cut += asker.rows.iter().filter(|(_, row)| row.len() > asker.publication.schema.columns.len()).count();
+    }
+    assert!(cut > 0, "rows without their large values");
+    for query in ["order=body&limit=9", "order=raw.desc&limit=9", "order=padded.nullsfirst,body.desc&limit=9"] {
+        let query = asker.query(&format!("t?{query}")).await.expect(query);
+        let sql = order_by(&query.order, &asker.publication).expect("an order");
+        let sql = format!("select json_build_array(id)::text from public.t as r order by {sql}");
+        let expected: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&asker.pool).await.expect("rows");
+        let order = RowOrder::new(&query.order, &asker.publication.schema);
+        let mut keyed: Vec<_> =
+            asker.rows.iter().map(|(key, row)| (order.key(|column| Some(row.value(column))), key.clone())).collect();
+        keyed.sort_by(|(a, _), (b, _)| order.compare(a, b));
+        assert_eq!(keyed.into_iter().map(|(_, key)| key).collect::<Vec<_>>(), expected);
+    }
+}

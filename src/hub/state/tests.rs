@@ -11,7 +11,7 @@ use super::{Effect, HubState};
 use crate::entry::{Key, PartsWriter, Row, States};
 use crate::hub::inbox::{Inbox, inbox};
 use crate::hub::{Command, HubSettings, SessionId, Subscribe};
-use crate::identity::{Claims, Identity};
+use crate::identity::{Claims, Identity, ResolvedPolicy};
 use crate::protocol::{self, ChannelNumber, Resume};
 use crate::publication::{Catalogue, Column, FeedKey, Policy, Publication, Schema};
 use crate::query::{ChannelRequest, Comparison, Filter};
@@ -825,6 +825,70 @@ fn a_filter_follows_the_type_of_its_column_and_ends_with_the_column() {
     node.turn();
     let frames = take(&mut client);
     assert_eq!((ops(&frames), &frames[0]["code"]), (vec!["error"], &json!("bad_query")));
+}
+
+#[test]
+fn a_policy_decides_before_anything_is_said_of_the_query() {
+    let mut node = Node::new();
+    let guarded = Publication { policy: Policy::Filter("n=eq.{tenant}".into()), ..publication("a") };
+    let catalogue = Catalogue { publications: [("a".into(), Arc::new(guarded))].into_iter().collect() };
+    node.state.on_catalogue(Some(Arc::new(catalogue)), node.now);
+    let mut client = node.attach(1);
+    let mut ask = |node: &mut Node, id: u64, channel: &str, tenant: Option<Value>| {
+        let identity = tenant.map_or(Identity::Anonymous, |tenant| {
+            let all = [("tenant".to_owned(), tenant)].into_iter().collect();
+            Identity::Proven(Arc::new(Claims { all, expires: None }))
+        });
+        let request = ChannelRequest::parse(channel);
+        let subscribe = Subscribe { session: SessionId(1), id, request, identity, resume: None };
+        node.state.on_command(Command::Subscribe(Box::new(subscribe)), node.now);
+        node.turn();
+        let codes: Vec<String> =
+            take(&mut client).iter().filter_map(|frame| frame["code"].as_str().map(str::to_owned)).collect();
+        node.written(1);
+        codes
+    };
+    let seven = |value| vec![(("pg_catalog.int4".into(), "7".into()), value)];
+    assert_eq!(ask(&mut node, 1, "a?nope=eq.1", None), ["forbidden"]);
+    assert_eq!(ask(&mut node, 2, "a?nope=eq.1", Some(Value::Null)), ["forbidden"]);
+    assert!(ask(&mut node, 3, "a?nope=eq.1", Some(json!("7"))).is_empty(), "what the claim is worth is not known yet");
+    node.state.on_cast(seven(Err("invalid input syntax".to_owned())), node.now);
+    assert_eq!(ask(&mut node, 4, "a?nope=eq.1", Some(json!("7"))), ["forbidden", "forbidden"]);
+    node.state.on_cast(seven(Ok("7".into())), node.now);
+    assert_eq!(ask(&mut node, 5, "a?nope=eq.1", Some(json!("7"))), ["bad_query"]);
+    assert!(ask(&mut node, 6, "a?id=eq.7", Some(json!(7))).is_empty());
+    let eq = |column: &str| Filter::Compare { column: column.into(), op: Comparison::Eq, value: "7".into() };
+    let number = node.flights()[0].0;
+    let spec = &node.state.channels[&number].spec;
+    assert_eq!((&spec.policy, &spec.query.filter), (&ResolvedPolicy::Filter(eq("n")), &eq("id")));
+    assert_eq!(spec.filter(), Filter::all([eq("n"), eq("id")]));
+}
+
+#[test]
+fn literals_that_were_forgotten_before_they_were_used_are_cast_again() {
+    let mut node = Node::new();
+    let mut client = node.attach(1);
+    let literal = |text: &str| (("pg_catalog.int4".into(), text.into()), Ok(text.into()));
+    node.state.on_cast(vec![literal("1")], node.now);
+    node.subscribe(1, 1, "a?n=in.(1,2)", None);
+    // Others fill the memory for literals meanwhile.
+    node.state.on_cast((10..10_010).map(|n| literal(&n.to_string())).collect(), node.now);
+    node.state.on_cast(vec![literal("2")], node.now);
+    node.turn();
+    let asked: Vec<_> = node
+        .effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Cast(literals) => Some(literals.iter().map(|(_, text)| text.to_string()).collect::<Vec<_>>()),
+            _ => None,
+        })
+        .collect();
+    let expected: [&[&str]; 3] = [&["2"], &["1", "2"], &["1"]];
+    assert_eq!(asked, expected, "again each time, as far as it was forgotten");
+    node.state.on_cast(vec![literal("1")], node.now);
+    node.turn();
+    assert_eq!(node.flights().len(), 1);
+    assert!(take(&mut client).iter().all(|frame| frame["op"] == "live"));
 }
 
 #[test]
