@@ -978,3 +978,46 @@ fn another_identity_keeps_what_it_may_see_and_loses_the_rest_at_once() {
     let frames = take(&mut client);
     assert_eq!((&frames[0]["id"], &frames[0]["code"]), (&json!(4), &json!("forbidden")), "{frames:?}");
 }
+
+#[test]
+fn what_waits_for_casts_of_one_identity_is_cast_and_opened_for_the_next() {
+    let of = |n: u64| {
+        let all = json!({"n":n}).as_object().expect("an object").clone();
+        Identity::Proven(Arc::new(Claims { all, expires: None }))
+    };
+    let mut node = Node::new();
+    let policy = Policy::Filter("n=eq.{n}".into());
+    let only = Publication { policy, ..publication("a") };
+    let catalogue = Catalogue { publications: HashMap::from([("a".into(), Arc::new(only))]) };
+    node.state.on_catalogue(Some(Arc::new(catalogue)), node.now);
+    let mut client = node.attach(1);
+    let subscribe =
+        Subscribe { session: SessionId(1), id: 1, request: ChannelRequest::parse("a"), identity: of(1), resume: None };
+    node.state.on_command(Command::Subscribe(Box::new(subscribe)), node.now);
+    node.turn();
+    let cast = |node: &mut Node| -> Vec<String> {
+        let casts = std::mem::take(&mut node.effects).into_iter().filter_map(|effect| match effect {
+            Effect::Cast(literals) => Some(literals),
+            _ => None,
+        });
+        casts.flatten().map(|(_, text)| text.to_string()).collect()
+    };
+    assert_eq!(cast(&mut node), ["1"]);
+    let told = protocol::authenticated(None, None);
+    node.state.on_command(Command::Reidentify { session: SessionId(1), identity: of(2), told }, node.now);
+    node.turn();
+    assert_eq!(cast(&mut node), ["2"]);
+    for text in ["1", "2"] {
+        let literal = ("pg_catalog.int4".into(), text.into());
+        node.state.on_cast(vec![(literal, Ok(text.into()))], node.now);
+        node.turn();
+    }
+    let flights = node.flights();
+    assert_eq!(flights.len(), 1);
+    node.land(&flights[0], Place::At(Version(40)), &[(1, 1), (2, 2), (3, 2)]);
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["authenticated", "subscribed", "snapshot"]);
+    assert_eq!(node.state.channels.len(), 1);
+    let spec = node.state.channels.values().next().expect("a channel").spec.policy.clone();
+    assert!(format!("{spec:?}").contains(r#""2""#), "{spec:?}");
+}
