@@ -9,8 +9,14 @@
 -- Advisory locks, in the two-number form; the first number is 'rowc' in ASCII: 1919907683. Second number 1: the leader's
 -- lease. 2: the leader is awake, it polls and needs no bell.
 --
--- What plpgsql calls a simple expression costs a tenth of a query: so an assignment where PERFORM would do, and VALUES for
--- a single key.
+-- The usual statement, of few keys while the leader is awake, costs its writer one query for the keys, new and old, one
+-- expression for everything else there is to know, and one insert of one row. An expression more costs a microsecond or two,
+-- a query ten, so nothing is told apart here that the leader can tell: a key that did not change is logged twice. What is not
+-- usual is left to the part behind, and to rowcast.log_keys.
+--
+-- A capture function has no SET clause: that would cost seven microseconds, an eighth of an update. Its search_path is pinned
+-- in another way. Every function, operator, type and table is named with its schema, so that the writer's search_path has no
+-- say in what runs. Only keys whose text depends on settings have the clause, see rowcast.capture_settings.
 
 create function rowcast.ring() returns void
     language plpgsql volatile
@@ -61,19 +67,56 @@ comment on function rowcast.needs_row_triggers(oid) is
     'Whether rows of the table change in statements that name another table (a parent), or in none (logical replication):
 triggers on statements do not fire then.';
 
+create function rowcast.log_keys(publications int[], keys text[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    insert_into constant text := 'insert into rowcast.changes_%s (publication, keys) select p, string_agg(k.key, E''\n'')'
+        ' from unnest($2) with ordinality as k (key, place), unnest($1) as p group by p, (k.place - 1) / 100';
+begin
+    if cardinality(keys) = 0 then
+        return;
+    end if;
+    perform pg_current_xact_id();
+    if pg_try_advisory_lock_shared(1919907683, 2) and pg_advisory_unlock_shared(1919907683, 2) then
+        -- No leader is awake: perhaps nobody has followed for long.
+        if not rowcast.is_followed() then
+            return;
+        end if;
+        begin
+            perform rowcast.ring();
+        exception when others then
+            null;
+        end;
+    end if;
+    execute format(insert_into, rowcast.slice()) using publications, keys;
+end
+$$;
+comment on function rowcast.log_keys(int[], text[]) is
+    'Logs that keys of publications changed (any key, where one of them is null), and wakes the leader if it sleeps. What
+capture functions do with statements that are not usual.';
+
 create function rowcast.capture_body(capture int, row_level boolean) returns text
     language plpgsql stable strict
     set search_path = pg_catalog, pg_temp
 as $$
 declare
+    -- A line has at least three characters and an end: so many rows are always more than so many bytes.
+    usual_bytes constant int := 8000;
+    usual_rows constant int := 2001;
     keys record;
+    id int;
+    variables text := '';
     on_insert text := '';
     on_update text := '';
     on_delete text := '';
-    on_any text := '';
-    none text := '';
-    variables text := '';
+    unusual text := '';
     log_into text := '';
+    forget text := '';
+    many text := '';
+    any_key text := '';
+    log_many text := '';
 begin
     -- Publications with the same key share the work; the largest bulk_rows counts, the leader applies each one's own.
     for keys in
@@ -81,109 +124,111 @@ begin
                max(p.bulk_rows) as bulk_rows, p.relation, p.key
         from rowcast.publications as p where p.capture = capture_body.capture group by p.relation, p.key
     loop
-        variables := variables || format(E'    keys_%s text[] := array[]::text[];\n', keys.number);
-        none := concat_ws(' and ', nullif(none, ''), format('cardinality(keys_%s) = 0', keys.number));
-        on_any := on_any || format(E'            keys_%s := array[null];\n', keys.number);
+        variables := variables || format(E'    keys_%1$s pg_catalog.text;\n    many_%1$s pg_catalog.text[];\n', keys.number);
         if row_level then
-            on_insert := on_insert || format(E'            keys_%s := array[%s];\n', keys.number,
+            on_insert := on_insert || format(E'            keys_%s := %s;\n', keys.number,
                                              rowcast.key_sql(keys.relation, keys.key, 'new'));
-            on_delete := on_delete || format(E'            keys_%s := array[%s];\n', keys.number,
-                                             rowcast.key_sql(keys.relation, keys.key, 'old'));
-            on_update := on_update || format(E'            keys_%1$s := array[%2$s];\n'
-                                             '            old_key := %3$s;\n'
-                                             '            if old_key <> keys_%1$s[1] then\n'
-                                             '                keys_%1$s := keys_%1$s || old_key;\n'
-                                             '            end if;\n', keys.number,
+            on_update := on_update || format(E'            keys_%s := pg_catalog.concat(%s, E''\\n'', %s);\n', keys.number,
                                              rowcast.key_sql(keys.relation, keys.key, 'new'),
                                              rowcast.key_sql(keys.relation, keys.key, 'old'));
+            on_delete := on_delete || format(E'            keys_%s := %s;\n', keys.number,
+                                             rowcast.key_sql(keys.relation, keys.key, 'old'));
+            many := many || format(E'            many_%1$s := array[keys_%1$s];\n', keys.number);
         else
-            on_insert := on_insert || rowcast.collect_sql(keys.number, keys.relation, keys.key, keys.bulk_rows, 'new_rows');
-            on_delete := on_delete || rowcast.collect_sql(keys.number, keys.relation, keys.key, keys.bulk_rows, 'old_rows');
-            -- Both lists are in the order of the rows: they are equal unless a key changed.
-            on_update := on_update || rowcast.collect_sql(keys.number, keys.relation, keys.key, keys.bulk_rows, 'new_rows')
-                || format(E'            old_keys := array(select %2$s from old_rows as r limit %3$s);\n'
-                           '            if keys_%1$s <> old_keys and keys_%1$s[1] is not null then\n'
-                           '                keys_%1$s := array(select distinct k from unnest(keys_%1$s || old_keys) as k);\n'
-                           '            end if;\n', keys.number, rowcast.key_sql(keys.relation, keys.key, 'r'),
-                           keys.bulk_rows::bigint + 1);
+            on_insert := on_insert || format(
+                E'            keys_%s := pg_catalog.array_to_string(array(\n'
+                '                select %s from new_rows as r limit %s), E''\\n'');\n',
+                keys.number, rowcast.key_sql(keys.relation, keys.key, 'r'), usual_rows);
+            on_update := on_update || format(
+                E'            keys_%1$s := pg_catalog.array_to_string(array(\n'
+                '                select %2$s from new_rows as r\n'
+                '                union all select %2$s from old_rows as r limit %3$s), E''\\n'');\n',
+                keys.number, rowcast.key_sql(keys.relation, keys.key, 'r'), usual_rows);
+            on_delete := on_delete || format(
+                E'            keys_%s := pg_catalog.array_to_string(array(\n'
+                '                select %s from old_rows as r limit %s), E''\\n'');\n',
+                keys.number, rowcast.key_sql(keys.relation, keys.key, 'r'), usual_rows);
+            many := many || rowcast.collect_sql(keys.number, keys.relation, keys.key, keys.bulk_rows, usual_bytes);
+            unusual := unusual || format('keys_%s operator(pg_catalog.=) '''' or ', keys.number);
         end if;
-        -- One key, the usual case, is written without a query over the list.
-        log_into := log_into || case cardinality(keys.ids)
-            when 1 then format(E'        if cardinality(keys_%2$s) = 1 then\n'
-                               '            insert into rowcast.changes_%%1$s (publication, key) values (%1$s, keys_%2$s[1]);\n'
-                               '        else\n'
-                               '            insert into rowcast.changes_%%1$s (publication, key) select %1$s, k from unnest(keys_%2$s) as k;\n'
-                               '        end if;\n', keys.ids[1], keys.number)
-            else format(E'        insert into rowcast.changes_%%1$s (publication, key)'
-                        ' select p, k from unnest(keys_%1$s) as k, unnest(%2$L::int[]) as p;\n', keys.number, keys.ids)
-            end;
+        unusual := unusual || format('pg_catalog.octet_length(keys_%s) operator(pg_catalog.>) %s or ', keys.number, usual_bytes);
+        forget := forget || format(E'        keys_%s := null;\n', keys.number);
+        any_key := any_key || format(E'            many_%s := array[null]::pg_catalog.text[];\n', keys.number);
+        log_many := log_many || format(E'        perform rowcast.log_keys(%L, many_%s);\n', keys.ids, keys.number);
+        foreach id in array keys.ids loop
+            log_into := log_into || format(E'        insert into rowcast.changes_%%1$s (publication, keys) values (%s, keys_%s);\n',
+                                           id, keys.number);
+        end loop;
     end loop;
     return format($body$
 declare
-    old_key text;
-    old_keys text[];
-    xid xid8;
+    old_keys pg_catalog.text[];
+    slice pg_catalog.int8;
 %1$sbegin
     begin
-        if tg_op = 'UPDATE' then
-%3$s        elsif tg_op = 'INSERT' then
-%2$s        elsif tg_op = 'DELETE' then
-%4$s        else
-%5$s        end if;
-        if %6$s then
-            return null;
-        end if;
-        xid := pg_current_xact_id();
-        if pg_try_advisory_lock_shared(1919907683, 2) and pg_advisory_unlock_shared(1919907683, 2) then
-            -- No leader is awake: perhaps nobody has followed for long.
-            if not rowcast.is_followed() then
-                return null;
-            end if;
-            perform rowcast.ring();
-        end if;
+        if tg_op operator(pg_catalog.=) 'UPDATE' then
+%3$s        elsif tg_op operator(pg_catalog.=) 'INSERT' then
+%2$s        elsif tg_op operator(pg_catalog.=) 'DELETE' then
+%4$s        end if;
+        -- -1: no rows, many keys, or no leader is awake. The transaction has an id by now, because it changed rows.
+        slice := case
+            when %5$spg_catalog.pg_try_advisory_lock_shared(1919907683, 2)
+                and pg_catalog.pg_advisory_unlock_shared(1919907683, 2) then -1
+            else (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) operator(pg_catalog./) 300)::pg_catalog.int8
+                operator(pg_catalog.%%) 4
+            end;
     exception when others then
-        if not rowcast.is_followed() then
-            return null;
-        end if;
-        xid := pg_current_xact_id();
-%11$s        begin
-            perform rowcast.ring();
-        exception when others then
-            null;
-        end;
+%6$s        slice := -1;
     end;
-    case (date_part('epoch', clock_timestamp()) / 300)::bigint %% 4
-    when 0 then
-%7$s    when 1 then
-%8$s    when 2 then
-%9$s    else
-%10$s    end case;
+    if slice operator(pg_catalog.=) 0 then
+%7$s    elsif slice operator(pg_catalog.=) 1 then
+%8$s    elsif slice operator(pg_catalog.=) 2 then
+%9$s    elsif slice operator(pg_catalog.=) 3 then
+%10$s    else
+        begin
+%11$s        exception when others then
+%12$s        end;
+%13$s    end if;
     return null;
 end
-$body$, variables, on_insert, on_update, on_delete, on_any,
-        none,
-        format(log_into, 0), format(log_into, 1), format(log_into, 2), format(log_into, 3),
-        replace(on_any, '            ', '        '));
+$body$, variables, on_insert, on_update, on_delete, unusual, forget, format(log_into, 0), format(log_into, 1),
+        format(log_into, 2), format(log_into, 3), many, any_key, log_many);
 end
 $$;
 comment on function rowcast.capture_body(int, boolean) is
     'The text of a table''s capture function, for all its publications as they are now.';
 
-create function rowcast.collect_sql(number bigint, relation oid, key text[], bulk_rows int, rows text) returns text
+create function rowcast.collect_sql(number bigint, relation oid, key text[], bulk_rows int, usual_bytes int) returns text
     language plpgsql stable strict
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return (
-        select format(E'            keys_%1$s := array(select %2$s from %3$s as r limit %4$s);\n'
-                       '            if cardinality(keys_%1$s) > %5$s then\n'
-                       '                keys_%1$s := array[null];\n'
-                       '            end if;\n', $1, rowcast.key_sql($2, $3, 'r'), $5, $4::bigint + 1, $4)
-    );
+    return format($many$            many_%1$s := array[keys_%1$s];
+            if keys_%1$s operator(pg_catalog.=) '' then
+                many_%1$s := array[]::pg_catalog.text[];
+            elsif pg_catalog.octet_length(keys_%1$s) operator(pg_catalog.>) %2$s then
+                if tg_op operator(pg_catalog.=) 'DELETE' then
+                    many_%1$s := array(select %4$s from old_rows as r limit %3$s);
+                else
+                    many_%1$s := array(select %4$s from new_rows as r limit %3$s);
+                end if;
+                if pg_catalog.cardinality(many_%1$s) operator(pg_catalog.=) %3$s then
+                    many_%1$s := array[null]::pg_catalog.text[];
+                elsif tg_op operator(pg_catalog.=) 'UPDATE' then
+                    -- Both lists are in the order of the rows: they are equal unless a key changed.
+                    old_keys := array(select %4$s from old_rows as r);
+                    if many_%1$s operator(pg_catalog.<>) old_keys then
+                        many_%1$s := array(select distinct k from pg_catalog.unnest(
+                            many_%1$s operator(pg_catalog.||) old_keys) as k);
+                    end if;
+                end if;
+            end if;
+$many$, $1, $5, $4::bigint + 1, rowcast.key_sql($2, $3, 'r'));
 end
 $$;
-comment on function rowcast.collect_sql(bigint, oid, text[], int, text) is
-    'plpgsql that collects the keys of a statement''s rows, at most bulk_rows of them, or one null for more.';
+comment on function rowcast.collect_sql(bigint, oid, text[], int, int) is
+    'plpgsql that collects the keys of a statement''s rows where they are more than so many bytes: at most bulk_rows of them,
+or one null for more.';
 
 create function rowcast.capture_settings(capture int) returns text
     language plpgsql stable strict
@@ -193,7 +238,7 @@ begin
     return (
         select case when bool_or(t.type <> all (array['int2', 'int4', 'int8', 'numeric', 'uuid', 'text', 'varchar', 'bpchar',
                                                      'bool', 'date']::regtype[]))
-            then ' set timezone = ''UTC'' set datestyle = ''ISO'' set intervalstyle = ''iso_8601'' set bytea_output = ''hex'''
+            then ' set search_path = pg_catalog, pg_temp set timezone = ''UTC'' set datestyle = ''ISO'' set intervalstyle = ''iso_8601'' set bytea_output = ''hex'''
                  ' set extra_float_digits = 1 set lc_monetary = ''C'''
             else '' end
         from rowcast.publications as p
@@ -212,8 +257,7 @@ create function rowcast.write_capture_function(capture int, row_level boolean) r
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    execute format('create or replace function rowcast.%I() returns trigger language plpgsql security definer'
-                   ' set search_path = pg_catalog, pg_temp%s as %L',
+    execute format('create or replace function rowcast.%I() returns trigger language plpgsql security definer%s as %L',
                    'capture_' || capture, rowcast.capture_settings(capture), rowcast.capture_body(capture, row_level));
 end
 $$;

@@ -146,23 +146,24 @@ create function rowcast.changed_keys(xmax xid8, xip xid8[], publications int[])
 as $$
 begin
     return query
-        select distinct c.publication, c.key from (
-            select c.publication, c.key from rowcast.changes_0 as c where c.xid >= $1
+        select distinct c.publication, k.key from (
+            select c.publication, c.keys from rowcast.changes_0 as c where c.xid >= $1
             union all
-            select c.publication, c.key from rowcast.changes_0 as c where c.xid = any ($2)
+            select c.publication, c.keys from rowcast.changes_0 as c where c.xid = any ($2)
             union all
-            select c.publication, c.key from rowcast.changes_1 as c where c.xid >= $1
+            select c.publication, c.keys from rowcast.changes_1 as c where c.xid >= $1
             union all
-            select c.publication, c.key from rowcast.changes_1 as c where c.xid = any ($2)
+            select c.publication, c.keys from rowcast.changes_1 as c where c.xid = any ($2)
             union all
-            select c.publication, c.key from rowcast.changes_2 as c where c.xid >= $1
+            select c.publication, c.keys from rowcast.changes_2 as c where c.xid >= $1
             union all
-            select c.publication, c.key from rowcast.changes_2 as c where c.xid = any ($2)
+            select c.publication, c.keys from rowcast.changes_2 as c where c.xid = any ($2)
             union all
-            select c.publication, c.key from rowcast.changes_3 as c where c.xid >= $1
+            select c.publication, c.keys from rowcast.changes_3 as c where c.xid >= $1
             union all
-            select c.publication, c.key from rowcast.changes_3 as c where c.xid = any ($2)
-        ) as c where c.publication = any (publications);
+            select c.publication, c.keys from rowcast.changes_3 as c where c.xid = any ($2)
+        ) as c left join lateral unnest(string_to_array(c.keys, E'\n')) as k (key) on true
+        where c.publication = any (publications);
 end
 $$;
 comment on function rowcast.changed_keys(xid8, xid8[], int[]) is

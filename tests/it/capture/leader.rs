@@ -376,7 +376,7 @@ async fn emptying_slices_never_loses_what_was_not_acknowledged() {
     postgres.run("insert into rowcast.epoch default values").await;
     let old: i32 =
         sqlx::query_scalar("select (rowcast.slice() + 2) % 4").fetch_one(&mut connection).await.expect("a slice");
-    let insert = format!("insert into rowcast.changes_{old} (publication, key) values (1, '[1]')");
+    let insert = format!("insert into rowcast.changes_{old} (publication, keys) values (1, '[1]')");
     let count = format!("select count(*) from rowcast.changes_{old}");
     let now = async |connection: &mut sqlx::PgConnection| {
         let moment = catalogue::begin(connection, []).await.expect("a moment");
