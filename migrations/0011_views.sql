@@ -331,10 +331,14 @@ declare
 begin
     select coalesce(array_agg(p.id), array[]::int[]) into renewed
     from rowcast.publications as p where not rowcast.is_watched(p.id);
-    delete from rowcast.sources;
+    delete from rowcast.sources as k
+    where not exists (
+        select from rowcast.publications as p cross join lateral rowcast.derive_sources(p.relation, p.depends_on) as s
+        where p.id = k.publication and s.object = k.object and s.is_function = k.is_function);
     insert into rowcast.sources (publication, object, is_function)
     select p.id, s.object, s.is_function
-    from rowcast.publications as p cross join lateral rowcast.derive_sources(p.relation, p.depends_on) as s;
+    from rowcast.publications as p cross join lateral rowcast.derive_sources(p.relation, p.depends_on) as s
+    on conflict do nothing;
     for table_watched in
         select c.oid::regclass as name, w.publications
         from (

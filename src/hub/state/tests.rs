@@ -12,7 +12,7 @@ use crate::hub::inbox::{Inbox, inbox};
 use crate::hub::{Command, HubSettings, SessionId, Subscribe};
 use crate::identity::Identity;
 use crate::protocol::{ChannelNumber, Resume};
-use crate::publication::{Catalogue, Column, FeedKey, Policy, Publication, Schema};
+use crate::publication::{Catalogue, Column, FeedKey, Policy, Publication, Schema, Source};
 use crate::query::{ChannelRequest, Comparison, Filter};
 use crate::rows::Rows;
 use crate::snapshots::{Fresh, HeldLock, Place};
@@ -50,11 +50,13 @@ fn publication(name: &str) -> Publication {
         feed: feed(name),
         id: 1,
         relation: format!("public.{name}"),
+        source: Source::Table,
         policy: Policy::Public,
         schema: Arc::new(schema()),
         schema_id: schema().id().into(),
         casts: casts(&schema()),
         bulk_rows: 10_000,
+        refresh: Duration::from_millis(250),
         key_sql: String::new(),
         row_sql: String::new(),
         by_key_sql: String::new(),
@@ -98,7 +100,14 @@ impl Node {
     fn beat(&mut self, epoch: &str, base: u64, version: u64, touched: &[&str]) {
         let touched = touched.iter().map(|name| Touched { feed: feed(name), parts: 1 }).collect();
         let cut = cut_of(epoch, version);
-        let beat = Beat { base: Version(base), polled_at: cut.as_of, cut, touched, catalogue: String::new() };
+        let beat = Beat {
+            base: Version(base),
+            polled_at: cut.as_of,
+            cut,
+            touched,
+            catalogue: String::new(),
+            stale: Vec::new(),
+        };
         self.state.on_push(Push::Beat(beat), self.now);
         self.turn();
     }
