@@ -231,6 +231,10 @@ begin
         raise exception 'bulk_rows and refresh_ms cannot be negative or null' using errcode = 'invalid_parameter_value';
     end if;
     perform rowcast.check_policy(publish.relation, publish.policy);
+    if publish.policy = 'rls' and (select c.relkind from pg_class as c where c.oid = publish.relation) in ('v', 'm') then
+        raise exception 'row security cannot decide about a view' using errcode = 'feature_not_supported',
+            detail = 'A view is run once for everybody, by the server.', hint = 'Filter by its columns: policy => ''column=eq.{claim}''.';
+    end if;
 
     perform rowcast.lock_for_publishing(publish.relation);
     perform rowcast.check_relation(publish.relation);

@@ -1,10 +1,17 @@
 //! Views: any SQL is live, exact at every version that a client is told, and consistent with the tables beside it.
 
+mod changes;
+mod load;
+mod trouble;
+
+use std::collections::BTreeMap;
+
+use rowcast::cli::client::Handle;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::harness::dash::{Dash, Table};
-use crate::harness::until;
-use crate::harness::world::{World, attempt, run};
+use crate::harness::within;
+use crate::harness::world::{World, run};
 
 const SHOP: &str = "
     create table regions (name text primary key, boss text not null);
@@ -67,4 +74,44 @@ async fn joins_aggregates_windows_and_views_on_views_follow_the_tables_under_the
         }
     }
     assert_eq!((dash.seen.resets, dash.seen.gaps), (0, 0));
+}
+
+/// Whether the shop that a client sees is one state of the database: each sum is the sum over the orders.
+fn is_consistent(dash: &Dash, sums: Handle, orders: Handle) -> Result<(), String> {
+    let mut wanted: BTreeMap<String, (i64, i64)> = BTreeMap::new();
+    for row in dash.table(orders).values() {
+        let row: serde_json::Value = serde_json::from_str(row).expect("JSON");
+        let sum = wanted.entry(row["region"].as_str().expect("a region").to_owned()).or_default();
+        sum.0 += 1;
+        sum.1 += row["total"].as_i64().expect("a total");
+    }
+    let shown: BTreeMap<String, (i64, i64)> = dash
+        .table(sums)
+        .values()
+        .map(|row| {
+            let row: serde_json::Value = serde_json::from_str(row).expect("JSON");
+            let number = |name: &str| row[name].as_str().expect("an int8").parse().expect("a number");
+            (row["region"].as_str().expect("a region").to_owned(), (number("orders"), number("total")))
+        })
+        .collect();
+    if shown == wanted { Ok(()) } else { Err(format!("shown {shown:?}\nof {wanted:?}")) }
+}
+
+/// Takes frames in until a condition holds; after each of the client's steps its view has to be the sum of its table. How
+/// many steps there were in which the view moved.
+async fn watch(dash: &mut Dash, [sums, orders]: [Handle; 2], mut done: impl FnMut(&Dash) -> bool) -> usize {
+    let mut steps = 0;
+    let mut last = dash.table(sums);
+    while !done(dash) {
+        within("a frame", dash.next()).await.expect("a connection");
+        if dash.client.is_complete(sums) && dash.client.is_complete(orders) {
+            if let Err(difference) = is_consistent(dash, sums, orders) {
+                panic!("at {:?} and {:?}: {difference}", dash.version(sums), dash.version(orders));
+            }
+            let now = dash.table(sums);
+            steps += usize::from(now != last);
+            last = now;
+        }
+    }
+    steps
 }
