@@ -35,6 +35,8 @@ use crate::version::{Cut, Version};
 
 /// A view rests for so many times as long as its run took.
 const REST: u32 = 4;
+/// What is told of in the log, when it keeps a view from being run as often as it asks for.
+const SLOW: Duration = Duration::from_millis(200);
 /// A view that could not be run, as its tables were locked, is tried again after this.
 const RETRY_LOCKED: Duration = Duration::from_millis(100);
 /// A broken view is tried again after this, also if nothing under it changed: what is wrong may stand elsewhere.
@@ -108,6 +110,7 @@ struct View {
     due: Instant,
     /// From one run to the next, at least: `refresh`, or more for a view that takes long.
     interval: Duration,
+    told_slow: bool,
     /// The base in the store: the version of its rows, and when it was written.
     base: Option<(Version, Instant)>,
 }
@@ -239,16 +242,23 @@ impl Views {
         for (feed, view) in &mut self.views {
             view.stale = stale.contains(feed);
             view.dirty |= changed.contains(&view.id);
-            if tried.contains(&view.id) && !ran.contains(feed) {
-                view.due = step.now + RETRY_LOCKED;
-            }
         }
+        let not_run = |id: &&i32| !self.views.iter().any(|(feed, view)| view.id == **id && ran.contains(feed));
+        let put_off: BTreeSet<i32> = tried.iter().filter(not_run).copied().collect();
+        self.put_off(&put_off, step.now);
         for run in runs {
             if let Some(view) = self.views.get_mut(&run.feed) {
                 view.ran(run, step);
             }
         }
-        self.calm_until = step.now + took;
+        self.calm_until = self.calm_until.max(step.now + took);
+    }
+
+    /// These could not be run now.
+    pub fn put_off(&mut self, ids: &BTreeSet<i32>, now: Instant) {
+        for view in self.views.values_mut().filter(|view| ids.contains(&view.id)) {
+            view.due = view.due.max(now + RETRY_LOCKED);
+        }
     }
 
     /// Bases that are to be written anew, at the head: those that are missing, and those that lag behind their rows.
@@ -305,6 +315,7 @@ impl View {
             started: now,
             due: now,
             interval: publication.refresh,
+            told_slow: false,
             base: None,
         }
     }
@@ -325,7 +336,8 @@ impl View {
 
     fn ran(&mut self, run: ViewRun, step: &Step<'_>) {
         let interval = self.refresh.max(run.took * (REST + 1));
-        if interval > self.refresh && interval > self.interval * 2 {
+        // Once, as it may take long now and then.
+        if interval > self.refresh && run.took > SLOW && !std::mem::replace(&mut self.told_slow, true) {
             tracing::warn!(
                 view = %run.feed, took = ?run.took, every = ?interval,
                 "a view takes long, so it is run less often than its refresh_ms asks for"
@@ -354,5 +366,152 @@ impl View {
                 self.due = step.now + RETRY_BROKEN;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::publication::{Column, Policy, Source};
+    use crate::version::Epoch;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn publication(id: i32, refresh: Duration) -> Publication {
+        let schema = Schema { columns: vec![Column::new("id", "int4")], key: vec![0] };
+        Publication {
+            feed: feed(id),
+            id,
+            relation: format!("public.v{id}"),
+            source: Source::View,
+            policy: Policy::Public,
+            schema_id: schema.id().into(),
+            schema: Arc::new(schema),
+            casts: vec!["pg_catalog.int4".into()],
+            bulk_rows: 10,
+            refresh,
+            key_sql: String::new(),
+            row_sql: String::new(),
+            by_key_sql: String::new(),
+            fingerprint: String::new(),
+        }
+    }
+
+    fn feed(id: i32) -> FeedKey {
+        FeedKey { name: format!("v{id}").into(), generation: 1 }
+    }
+
+    fn cut(version: u64) -> Cut {
+        let snapshot = "1:1:".parse().expect("a snapshot");
+        Cut { epoch: Epoch::new("e"), version: Version(version), snapshot, as_of: 0 }
+    }
+
+    fn whole() -> Outcome {
+        Outcome::Whole(vec![(Key::new("[1]"), Arc::new(Row::parse("[1]").expect("a row")))])
+    }
+
+    /// Views with these refresh times, run once at `now`.
+    fn views(refreshes: &[Duration], now: Instant) -> Views {
+        let mut views = Views::new(now);
+        let published = refreshes.iter().zip(1..).map(|(&refresh, id)| publication(id, refresh));
+        let publications = published.map(|view| (view.feed.name.clone(), Arc::new(view))).collect();
+        views.follow(&Catalogue { publications }, now);
+        assert_eq!(views.stale().len(), refreshes.len(), "what was never run is stale");
+        let ids: Vec<i32> = (1..).take(refreshes.len()).collect();
+        run(&mut views, 1, now, &ids.iter().map(|&id| (id, whole(), Duration::ZERO)).collect::<Vec<_>>());
+        assert!(views.stale().is_empty() && views.plan(now).is_empty());
+        views
+    }
+
+    /// A cut that is accepted, in which these are run.
+    fn run(views: &mut Views, version: u64, now: Instant, outcomes: &[(i32, Outcome, Duration)]) {
+        let schema = publication(1, MS).schema;
+        let runs = outcomes.iter().map(|(id, outcome, took)| ViewRun {
+            feed: feed(*id),
+            schema: schema.clone(),
+            outcome: outcome.clone(),
+            took: *took,
+        });
+        let cut = cut(version);
+        let step = Step { base: Version(version - 1), cut: &cut, started: now, now };
+        let tried = views.plan(now).into_keys().collect();
+        views.accepted(runs.collect(), &BTreeSet::new(), &tried, &step);
+    }
+
+    fn planned(views: &Views, now: Instant) -> Vec<i32> {
+        views.plan(now).into_keys().collect()
+    }
+
+    #[test]
+    fn a_view_is_run_when_something_changed_and_not_before_it_may() {
+        let now = Instant::now();
+        let mut views = views(&[MS * 250], now);
+        assert_eq!(views.pause(now), None);
+        views.changed(&[1, 7]);
+        assert_eq!((planned(&views, now), views.pause(now)), (vec![], Some(MS * 250)));
+        run(&mut views, 2, now, &[]);
+        assert_eq!(views.stale(), [feed(1)], "a cut without its run");
+        assert_eq!(planned(&views, now + MS * 250), [1]);
+        run(&mut views, 3, now + MS * 250, &[(1, Outcome::Difference(vec![]), Duration::ZERO)]);
+        assert!(views.stale().is_empty() && views.pause(now).is_none());
+    }
+
+    #[test]
+    fn a_view_that_is_due_waits_for_those_that_run_more_often() {
+        let now = Instant::now();
+        let mut views = views(&[MS * 1000, MS * 250], now);
+        views.changed(&[1, 2]);
+        assert_eq!(planned(&views, now + MS * 900), [2]);
+        run(&mut views, 2, now + MS * 900, &[(2, Outcome::Difference(vec![]), Duration::ZERO)]);
+        views.changed(&[2]);
+        assert_eq!(planned(&views, now + MS * 1000), Vec::<i32>::new());
+        assert_eq!(planned(&views, now + MS * 1150), [1, 2], "together, so that both are fresh at one version");
+    }
+
+    #[test]
+    fn a_view_that_takes_long_rests_and_a_broken_one_holds_up_nobody() {
+        let now = Instant::now();
+        let mut views = views(&[MS * 10, MS * 20], now);
+        views.changed(&[1, 2]);
+        let later = now + MS * 20;
+        run(
+            &mut views,
+            2,
+            later,
+            &[(1, Outcome::Trouble(Trouble::Fails), MS), (2, Outcome::Difference(vec![]), MS * 100)],
+        );
+        views.changed(&[2]);
+        assert!(views.stale_after(&[], &BTreeSet::new()) == [feed(2)], "nobody follows a broken view");
+        assert_eq!(planned(&views, later + MS * 499), Vec::<i32>::new());
+        assert_eq!(planned(&views, later + MS * 500), [2]);
+        assert_eq!(planned(&views, later + RETRY_BROKEN), [1, 2]);
+        views.changed(&[1]);
+        assert_eq!(planned(&views, later + MS * 101), [1], "what was wrong may be mended");
+    }
+
+    #[test]
+    fn a_run_that_could_not_be_is_tried_again_soon() {
+        let now = Instant::now();
+        let mut views = views(&[MS], now);
+        views.changed(&[1]);
+        views.put_off(&BTreeSet::from([1]), now + MS);
+        assert_eq!(planned(&views, now + MS * 100), Vec::<i32>::new());
+        assert_eq!(planned(&views, now + MS * 101), [1]);
+    }
+
+    #[test]
+    fn a_base_is_written_where_it_is_missing_or_lags() {
+        let now = Instant::now();
+        let mut views = views(&[MS], now);
+        let none = BTreeSet::new();
+        assert!(views.bases_due(&none, &cut(2), now + BASE_EVERY).is_empty(), "nothing has changed");
+        assert_eq!(views.bases_due(&BTreeSet::from([feed(1)]), &cut(2), now).len(), 1);
+        views.changed(&[1]);
+        let state = State { key: Key::new("[2]"), row: Some(Arc::new(Row::parse("[2]").expect("a row"))) };
+        run(&mut views, 3, now + MS, &[(1, Outcome::Difference(vec![state]), Duration::ZERO)]);
+        assert!(views.bases_due(&none, &cut(3), now + MS).is_empty(), "the log reaches back to it");
+        let due = views.bases_due(&none, &cut(4), now + BASE_EVERY);
+        let Some((_, Base::Rows(base))) = due.first() else { panic!("a base") };
+        assert_eq!((base.cut.version, base.rows.len()), (Version(4), 2));
     }
 }

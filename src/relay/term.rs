@@ -207,7 +207,7 @@ impl<'a> Term<'a> {
             || definitions_due
         {
             // Without a cut, what the poll found was of publications that have ended, or of views that wait for their run.
-            if !self.cut(&wanted, now).await? {
+            if !self.cut(wanted, now).await? {
                 self.seen = poll.snapshot.clone();
             }
         } else {
@@ -224,8 +224,15 @@ impl<'a> Term<'a> {
     }
 
     /// Reads a cut and appends it; false where there was nothing to say.
-    async fn cut(&mut self, wanted: &Wanted, started: Instant) -> Result<bool, Ended> {
-        let Some(open) = self.reader.open(&self.epoch, &self.seen, wanted).await? else { return Ok(false) };
+    async fn cut(&mut self, wanted: Wanted, started: Instant) -> Result<bool, Ended> {
+        let tried: BTreeSet<i32> = wanted.views.keys().copied().collect();
+        let open = self.reader.open(&self.epoch, &self.seen, &wanted).await?;
+        // It holds the results that are about to be replaced.
+        drop(wanted);
+        let Some(open) = open else {
+            self.views.put_off(&tried, Instant::now());
+            return Ok(false);
+        };
         let read = open.close().await?;
         if read.cut.version <= self.position.version {
             return Err(Ended::Reclaim("the version sequence went back".into()));
@@ -242,7 +249,6 @@ impl<'a> Term<'a> {
             metrics::marker(why);
         }
         let step = Step { base: self.position.version, cut: &read.cut, started, now: Instant::now() };
-        let tried: BTreeSet<i32> = wanted.views.keys().copied().collect();
         self.views.accepted(read.runs, &read.views_changed, &tried, &step);
         let redefined = self.reader.is_new(&read.definitions);
         self.position = read.cut;

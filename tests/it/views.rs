@@ -102,16 +102,19 @@ fn is_consistent(dash: &Dash, sums: Handle, orders: Handle) -> Result<(), String
 async fn watch(dash: &mut Dash, [sums, orders]: [Handle; 2], mut done: impl FnMut(&Dash) -> bool) -> usize {
     let mut steps = 0;
     let mut last = dash.table(sums);
-    while !done(dash) {
-        within("a frame", dash.next()).await.expect("a connection");
-        if dash.client.is_complete(sums) && dash.client.is_complete(orders) {
-            if let Err(difference) = is_consistent(dash, sums, orders) {
-                panic!("at {:?} and {:?}: {difference}", dash.version(sums), dash.version(orders));
+    within("what is watched for", async {
+        while !done(dash) {
+            dash.next().await.expect("a connection");
+            if dash.client.is_complete(sums) && dash.client.is_complete(orders) {
+                if let Err(difference) = is_consistent(dash, sums, orders) {
+                    panic!("at {:?} and {:?}: {difference}", dash.version(sums), dash.version(orders));
+                }
+                let now = dash.table(sums);
+                steps += usize::from(now != last);
+                last = now;
             }
-            let now = dash.table(sums);
-            steps += usize::from(now != last);
-            last = now;
         }
-    }
+    })
+    .await;
     steps
 }

@@ -169,9 +169,9 @@ async fn whatever_is_written_under_a_view_is_seen() {
     dash.complete().await;
     for change in [
         "insert into p select i, i from generate_series(0, 150) i",
-        "insert into p1 values (99, 1000)",
+        "delete from p where id = 99; insert into p1 values (99, 1000)",
         "update p2 set v = 1",
-        "update p set id = id + 150 where id = 7",
+        "update p set id = id + 160 where id = 7",
         "insert into mother values (1, 1); insert into child values (2, 2)",
         "update child set v = 3",
         "update mother set v = v + 1",
