@@ -6,6 +6,7 @@ create function rowcast.describe(only_name text default null) returns table (
 )
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
+    set jit = off
 as $$
 begin
     return query

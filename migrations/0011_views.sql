@@ -24,9 +24,17 @@ create function rowcast.derive_sources(relation oid, depends_on oid[]) returns t
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
     set jit = off
+    -- A look-up for each of a few: the planner takes them for many, and reads whole catalogues.
+    set enable_seqscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin
+    if coalesce(cardinality(depends_on), 0) = 0
+       and (select c.relkind from pg_class as c where c.oid = derive_sources.relation) not in ('v', 'm') then
+        return;
+    end if;
     return query
         with recursive under (object, is_function) as (
             select c.oid, false from pg_class as c

@@ -2,6 +2,7 @@
 
 use super::{SHOP, SUMS, truth, watch};
 use crate::harness::dash::Dash;
+use crate::harness::node::Node;
 use crate::harness::world::{World, attempt, run};
 use crate::harness::{until, within};
 
@@ -137,7 +138,8 @@ async fn depends_on_names_what_a_function_reads_and_what_a_table_depends_on() {
     let message = refused.expect_err("a function that reads who knows what").to_string();
     assert!(message.contains("calls public.vat()"), "{message}");
     run(&mut connection, "select rowcast.publish('gross', 'public', key => '{id}', depends_on => '{rates}')").await;
-    let node = world.node().await;
+    // A single node, with the store in its process.
+    let node = Node::start(&world.postgres.url(), None).await;
     let (mut dash, handles) = Dash::open(node.address, &["gross", "a"]).await;
     dash.complete().await;
     let resyncs = node.metric("rowcast_resyncs_total").await;
