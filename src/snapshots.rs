@@ -289,7 +289,7 @@ impl Snapshots {
                 Base::Broken { .. } => return Err(missing()),
                 Base::Rows(checkpoint) => checkpoint,
             };
-        let checkpoint = base::channel_of(checkpoint, &order.spec)
+        let checkpoint = base::channel_of(*checkpoint, &order.spec)
             .ok_or_else(|| OpenError::Again("the columns have changed".to_owned()))?;
         // It may be older than a marker that the order is about: then the log has that marker, and it does not roll.
         let fresh = self.roll(order, checkpoint).await.filter(|fresh| match fresh.place {

@@ -224,11 +224,11 @@ impl Views {
     pub fn bases_of(runs: &[ViewRun], cut: &Cut) -> Vec<(FeedKey, Base)> {
         let base = |run: &ViewRun| match &run.outcome {
             Outcome::Difference(_) => None,
-            Outcome::Whole(rows) => Some(Base::Rows(Checkpoint {
+            Outcome::Whole(rows) => Some(Base::Rows(Box::new(Checkpoint {
                 cut: cut.clone(),
                 schema: run.schema.clone(),
                 rows: Rows::at(cut.version, rows.iter().cloned()),
-            })),
+            }))),
             Outcome::Trouble(trouble) => Some(Base::Broken { epoch: cut.epoch.clone(), trouble: *trouble }),
         };
         runs.iter().filter_map(|run| Some((run.feed.clone(), base(run)?))).collect()
@@ -275,7 +275,8 @@ impl Views {
                         continue;
                     }
                     view.base = Some((rows.changed(), now));
-                    Base::Rows(Checkpoint { cut: head.clone(), schema: schema.clone(), rows: Rows::clone(rows) })
+                    let rows = Rows::clone(rows);
+                    Base::Rows(Box::new(Checkpoint { cut: head.clone(), schema: schema.clone(), rows }))
                 }
                 Kept::Broken(trouble) if missing.contains(feed) => {
                     Base::Broken { epoch: head.epoch.clone(), trouble: *trouble }
