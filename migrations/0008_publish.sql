@@ -7,8 +7,11 @@ create function rowcast.lock_for_publishing(relation regclass) returns void
 as $$
 begin
     lock table rowcast.publications in share row exclusive mode;
-    -- A partitioned table locks its partitions with it.
-    execute format('lock table %s in share row exclusive mode', relation);
+    -- A partitioned table locks its partitions with it, a view the tables under it. A materialised view cannot be locked,
+    -- and nobody but REFRESH writes to it.
+    if (select c.relkind from pg_class as c where c.oid = relation) in ('r', 'p', 'v') then
+        execute format('lock table %s in share row exclusive mode', relation);
+    end if;
 exception when lock_not_available then
     raise exception '% is being written to: it could not be locked within a second', relation
         using errcode = 'lock_not_available',
@@ -66,16 +69,14 @@ begin
     from pg_class as c join pg_namespace as n on n.oid = c.relnamespace where c.oid = relation;
     if not found then
         raise exception 'there is no relation %', relation using errcode = 'undefined_table';
-    elsif class.relkind in ('v', 'm') then
-        raise exception 'views cannot be published yet' using errcode = 'feature_not_supported',
-            detail = format('%s is a %s.', relation, case class.relkind when 'v' then 'view' else 'materialized view' end);
-    elsif class.relkind not in ('r', 'p') then
-        raise exception '% is not a table', relation using errcode = 'wrong_object_type';
+    elsif class.relkind not in ('r', 'p', 'v', 'm') then
+        raise exception '% is neither a table nor a view', relation using errcode = 'wrong_object_type';
     elsif class.relpersistence = 't' then
-        raise exception '% is a temporary table', relation using errcode = 'wrong_object_type',
+        raise exception '% is temporary', relation using errcode = 'wrong_object_type',
             detail = 'Other sessions cannot see its rows.';
     elsif class.nspname in ('pg_catalog', 'information_schema', 'rowcast', 'pg_toast') then
-        raise exception '% is a system table', relation using errcode = 'wrong_object_type';
+        raise exception '% is a system %', relation, case class.relkind when 'v' then 'view' else 'table' end
+            using errcode = 'wrong_object_type';
     elsif class.relkind = 'r' and exists (select from pg_inherits as i where i.inhparent = relation) then
         raise exception '% has inheritance children', relation using errcode = 'feature_not_supported',
             hint = 'Publish the children one by one, or make it a partitioned table.';
@@ -283,6 +284,15 @@ as $$
 declare
     found_key text[];
 begin
+    if (select c.relkind from pg_class as c where c.oid = relation) in ('v', 'm') then
+        if key is null then
+            raise exception '% is a view, so it needs a key', relation using errcode = 'invalid_parameter_value',
+                hint = 'Name columns that are unique and not null in its rows: key => ''{column}''.';
+        end if;
+        -- That they are unique and not null nobody can prove; the leader looks whenever it runs the view.
+        perform rowcast.check_columns(relation, key, 'key');
+        return key;
+    end if;
     if key is null then
         select array_agg(a.attname::text order by k.place) into found_key
         from pg_index as i
@@ -343,6 +353,7 @@ begin
         raise exception 'publish needs a relation' using errcode = 'null_value_not_allowed';
     end if;
     perform rowcast.check_relation(publish.relation);
+    perform rowcast.check_sources(publish.relation, publish.depends_on);
     published_name := coalesce(publish.name, (select c.relname from pg_class as c where c.oid = publish.relation));
     if published_name !~ '^[a-z0-9_.-]{1,63}$' then
         raise exception '"%" cannot be the name of a publication', published_name using errcode = 'invalid_name',
@@ -352,9 +363,14 @@ begin
         raise exception 'bulk_rows and refresh_ms cannot be negative or null' using errcode = 'invalid_parameter_value';
     end if;
     named_columns := rowcast.checked_policy(publish.relation, publish.policy);
+    if publish.policy = 'rls' and (select c.relkind from pg_class as c where c.oid = publish.relation) in ('v', 'm') then
+        raise exception 'row security cannot decide about a view' using errcode = 'feature_not_supported',
+            detail = 'A view is run once for everybody, by the server.', hint = 'Filter by its columns: policy => ''column=eq.{claim}''.';
+    end if;
 
     perform rowcast.lock_for_publishing(publish.relation);
     perform rowcast.check_relation(publish.relation);
+    perform rowcast.check_sources(publish.relation, publish.depends_on);
     perform rowcast.forget_dropped_tables();
     select p.* into earlier from rowcast.publications as p where p.name = published_name;
     if earlier.relation <> publish.relation then
@@ -385,12 +401,15 @@ begin
     if published.capture = 0 then
         update rowcast.publications as p set capture = p.id where p.id = published.id returning p.* into published;
     end if;
-    perform rowcast.install_capture(published.capture, published.relation);
+    if (select c.relkind from pg_class as c where c.oid = publish.relation) in ('r', 'p') then
+        perform rowcast.install_capture(published.capture, published.relation);
+    end if;
+    perform rowcast.settle_watches();
     perform rowcast.log_marker(published.id);
 end
 $$;
 comment on function rowcast.publish(regclass, text, text, text[], text[], int, int, regclass[]) is
-    'Makes a table available to clients under a name. The same name on the same table replaces the settings.';
+    'Makes a table or a view available to clients under a name. The same name on the same relation replaces the settings.';
 
 create function rowcast.unpublish(name text) returns void
     language plpgsql volatile
@@ -409,10 +428,12 @@ begin
     end if;
     delete from rowcast.publications as p where p.id = gone.id;
     perform rowcast.log_marker(gone.id);
-    if exists (select from rowcast.publications as p where p.capture = gone.capture) then
+    if exists (select from rowcast.publications as p where p.capture = gone.capture)
+       and (select c.relkind from pg_class as c where c.oid = gone.relation) in ('r', 'p') then
         perform rowcast.install_capture(gone.capture, gone.relation);
     end if;
     perform rowcast.forget_dropped_tables();
+    perform rowcast.settle_watches();
 end
 $$;
-comment on function rowcast.unpublish(text) is 'Ends a publication. With a table''s last one its triggers go.';
+comment on function rowcast.unpublish(text) is 'Ends a publication. With a table''s last one its triggers go, and watches that nothing else needs.';

@@ -1,18 +1,20 @@
 -- What readers need to know, read in the snapshot of the rows that it explains.
 
 create function rowcast.describe(only_name text default null) returns table (
-    name text, generation bigint, id int, relation_oid oid, relation text, policy text, columns json, key int[], casts text[],
-    bulk_rows int, key_sql text, row_sql text, by_key_sql text, fingerprint text, is_intact boolean
+    name text, generation bigint, id int, relation_oid oid, relation text, source text, policy text, columns json, key int[],
+    casts text[], bulk_rows int, refresh_ms int, key_sql text, row_sql text, by_key_sql text, fingerprint text, is_intact boolean
 )
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
+    set jit = off
 as $$
 begin
     return query
         select p.name, p.generation, p.id, c.oid, format('%s%I.%I', case c.relkind when 'r' then 'only ' else '' end, n.nspname, c.relname),
-               p.policy, s.columns, s.key, s.casts, p.bulk_rows, rowcast.key_sql(c.oid, p.key, 'r'),
+               case c.relkind when 'v' then 'view' when 'm' then 'materialized view' else 'table' end,
+               p.policy, s.columns, s.key, s.casts, p.bulk_rows, p.refresh_ms, rowcast.key_sql(c.oid, p.key, 'r'),
                rowcast.row_sql(c.oid, s.names, p.key || p.policy_columns), rowcast.by_key_sql(c.oid, p.key),
-               md5(concat_ws(' ', s.fingerprint, f.files, t.triggers, intact.is_intact)), intact.is_intact
+               md5(concat_ws(' ', s.fingerprint, f.files, t.triggers, d.sources, intact.is_intact)), intact.is_intact
         from rowcast.publications as p
         join pg_class as c on c.oid = p.relation
         join pg_namespace as n on n.oid = c.relnamespace
@@ -49,12 +51,34 @@ begin
             where (g.tgrelid = c.oid or g.tgrelid in (select rowcast.descendants(c.oid)))
               and g.tgname like format('!rowcast\_%s\_%%', p.capture)
         ) as t
-        cross join lateral (select rowcast.is_intact(p.capture, c.oid) as is_intact) as intact
+        -- What it depends on: storage and watches of tables, what views say, what a REFRESH leaves, bodies of functions.
+        cross join lateral (
+            select string_agg(case when o.is_function then (
+                       select concat_ws(':', o.object, g.ctid, g.xmin) from pg_proc as g where g.oid = o.object
+                   ) else (
+                       select concat_ws(':', o.object, l.relfilenode,
+                                        case l.relkind when 'v' then md5(pg_get_viewdef(l.oid))
+                                                       when 'm' then concat(l.ctid, l.xmin) end, (
+                           select string_agg(concat_ws(':', e.oid, e.relfilenode), ',' order by e.oid)
+                           from pg_class as e where l.relkind = 'p' and e.oid in (select rowcast.descendants(l.oid))
+                       ), (
+                           select string_agg(concat_ws(':', g.tgrelid, g.tgname, g.tgenabled), ',' order by g.tgrelid, g.tgname)
+                           from pg_trigger as g
+                           where g.tgfoid = 'rowcast.watch()'::regprocedure and g.tgname ~ format('^!rowcast_watch_%s_', l.oid)
+                             and (g.tgrelid = l.oid or l.relkind = 'p' and g.tgrelid in (select rowcast.descendants(l.oid)))
+                       ))
+                       from pg_class as l where l.oid = o.object
+                   ) end, ',' order by o.is_function, o.object) as sources
+            from rowcast.derive_sources(c.oid, p.depends_on) as o
+        ) as d
+        cross join lateral (
+            select (c.relkind in ('v', 'm') or rowcast.is_intact(p.capture, c.oid)) and rowcast.is_watched(p.id) as is_intact
+        ) as intact
         where array_position(s.key, null) is null and (only_name is null or p.name = only_name);
 end
 $$;
 comment on function rowcast.describe(text) is
-    'One row for every publication (or the one named) whose table and key columns exist, with the SQL that reads its keys
+    'One row for every publication (or the one named) whose relation and key columns exist, with the SQL that reads its keys
 and rows.
 is_intact: every change is logged. fingerprint: differs when rows may have changed without a trigger.';
 
@@ -68,7 +92,9 @@ as $$
 begin
     return (
         with recursive tree (relation) as (
-            select p.relation::oid from rowcast.publications as p
+            (select p.relation::oid from rowcast.publications as p
+             union
+             select s.object from rowcast.sources as s where not s.is_function)
             union
             select i.inhrelid
             from tree cross join lateral (
@@ -96,7 +122,14 @@ begin
             ), (
                 select string_agg(concat(s.ctid, s.xmin), ' ' order by s.srsubid)
                 from pg_subscription_rel as s where s.srrelid = tree.relation
+            ), (
+                select string_agg(concat(w.ctid, w.xmin), ' ' order by w.rulename)
+                from pg_rewrite as w where w.ev_class = tree.relation
             )), ' ' order by tree.relation) from tree
+        ), (
+            select string_agg(concat_ws(' ', s.publication, s.object, (
+                select concat(f.ctid, f.xmin) from pg_proc as f where s.is_function and f.oid = s.object
+            )), ' ' order by s.publication, s.is_function, s.object) from rowcast.sources as s
         )))
     );
 end

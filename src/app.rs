@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::capture::views::ViewLimits;
 use crate::capture::{install, session};
 use crate::config::identity::Switch;
 use crate::config::{DatabaseUrl, IdentityConfig, ServeConfig};
@@ -118,7 +119,12 @@ impl App {
             exporter: exporter.clone(),
         });
         let (status, _) = watch::channel(RelayStatus::default());
-        let relay = Relay { database: config.database_url.options(), store, node, status };
+        let view_limits = ViewLimits {
+            rows_max: config.limits.channel_rows_max,
+            bytes_max: config.limits.channel_bytes_max,
+            ..ViewLimits::default()
+        };
+        let relay = Relay { database: config.database_url.options(), store, node, view_limits, status };
         Ok(Self { listener, metrics_listener, address, edge, settings, drain, exporter, hub, relay, pump, followers })
     }
 

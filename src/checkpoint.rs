@@ -143,9 +143,21 @@ impl Checkpoint {
     /// # Errors
     /// Anything that [`Self::encode`] does not write for this channel.
     pub fn decode(bytes: &[u8], spec: &ChannelSpec) -> Result<Self, BadCheckpoint> {
+        Self::decode_by(bytes, |feed_schema| View::new(spec, feed_schema))
+    }
+
+    /// Reads the text form of rows of which everything is shown.
+    ///
+    /// # Errors
+    /// Anything that [`Self::encode`] does not write for them.
+    pub fn decode_whole(bytes: &[u8]) -> Result<Self, BadCheckpoint> {
+        Self::decode_by(bytes, |feed_schema| Some(View::whole(feed_schema)))
+    }
+
+    fn decode_by(bytes: &[u8], view: impl FnOnce(&Arc<Schema>) -> Option<View>) -> Result<Self, BadCheckpoint> {
         let reading: Reading<'_> = serde_json::from_slice(bytes)?;
         let feed_schema = Arc::new(reading.feed_schema.unwrap_or_else(|| reading.schema.clone()));
-        let view = View::new(spec, &feed_schema).ok_or(BadCheckpoint::Schema)?;
+        let view = view(&feed_schema).ok_or(BadCheckpoint::Schema)?;
         if **view.schema() != reading.schema {
             return Err(BadCheckpoint::Schema);
         }

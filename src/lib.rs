@@ -1,8 +1,8 @@
 //! Rowcast keeps browser dashboards in step with Postgres.
 //!
 //! The modules stand in the order in which a change travels; a module imports only what stands above it. First the
-//! words that everything is said in, then the store, then the half that writes into it, then the half that reads from
-//! it, and at the end what starts and stops it all.
+//! words that everything is said in, then the store and what is kept in it, then the half that writes into it, then the
+//! half that reads from it, and at the end what starts and stops it all.
 
 pub mod version;
 
@@ -30,13 +30,15 @@ pub mod view;
 
 pub mod store;
 
-pub mod capture;
-
-pub mod relay;
-
 pub mod rows;
 
 pub mod checkpoint;
+
+pub mod base;
+
+pub mod capture;
+
+pub mod relay;
 
 pub mod snapshots;
 

@@ -20,6 +20,7 @@ const JWKS_FETCHES: &str = "rowcast_jwks_fetches_total";
 const CHANNELS: &str = "rowcast_channels";
 const CUTS: &str = "rowcast_cuts_total";
 const CUT_SECONDS: &str = "rowcast_cut_seconds";
+const VIEW_SECONDS: &str = "rowcast_view_seconds";
 const MARKERS: &str = "rowcast_markers_total";
 const COMMIT_TO_SEND: &str = "rowcast_commit_to_send_seconds";
 const SNAPSHOT_CACHE: &str = "rowcast_snapshot_cache_total";
@@ -88,6 +89,9 @@ pub fn install() -> anyhow::Result<Exporter> {
             .and_then(|builder| {
                 builder.set_buckets_for_metric(Matcher::Full(CUT_SECONDS.to_owned()), &LATENCY_BUCKETS_S)
             })
+            .and_then(|builder| {
+                builder.set_buckets_for_metric(Matcher::Full(VIEW_SECONDS.to_owned()), &LATENCY_BUCKETS_S)
+            })
             .map_err(|error| error.to_string())?
             .build_recorder();
         let handle = recorder.handle();
@@ -108,6 +112,7 @@ fn describe() {
         Unit::Seconds,
         "From the moment that the leader begins to read a cut until the store has it"
     );
+    describe_histogram!(VIEW_SECONDS, Unit::Seconds, "How long this node, as leader, took to run a view");
     describe_counter!(MARKERS, Unit::Count, "Markers that this node has appended as leader, by reason");
     describe_histogram!(
         COMMIT_TO_SEND,
@@ -205,6 +210,11 @@ pub fn channels(count: usize) {
 pub fn cut(took: Duration) {
     counter!(CUTS).increment(1);
     histogram!(CUT_SECONDS).record(took.as_secs_f64());
+}
+
+/// A view was run.
+pub fn view_run(took: Duration) {
+    histogram!(VIEW_SECONDS).record(took.as_secs_f64());
 }
 
 /// A marker was appended: rows changed, and not which.

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -148,6 +149,34 @@ impl Policy {
     }
 }
 
+/// What a publication's rows come from, and so who reads them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// Changes are told key by key; nodes query snapshots.
+    #[default]
+    Table,
+    /// The leader runs it and tells the difference; nodes take snapshots from the leader's base.
+    View,
+    /// The same. It changes by REFRESH only, and nobody can lock it beforehand.
+    MaterializedView,
+}
+
+impl Source {
+    /// By the word that `rowcast.describe()` has for it.
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "view" => Self::View,
+            "materialized view" => Self::MaterializedView,
+            _ => Self::Table,
+        }
+    }
+
+    /// Whether the leader alone reads it.
+    pub fn is_view(self) -> bool {
+        self != Self::Table
+    }
+}
+
 /// A publication as `rowcast.describe()` gives it: one row of that function.
 #[derive(Clone, Debug)]
 pub struct Publication {
@@ -156,6 +185,7 @@ pub struct Publication {
     pub id: i32,
     /// The relation, schema-qualified and quoted, ready for SQL.
     pub relation: String,
+    pub source: Source,
     pub policy: Policy,
     pub schema: Arc<Schema>,
     /// [`Schema::id`] of `schema`.
@@ -164,6 +194,8 @@ pub struct Publication {
     pub casts: Vec<Arc<str>>,
     /// More changed keys than this in one cut become a marker.
     pub bulk_rows: u64,
+    /// A view is run at most this often.
+    pub refresh: Duration,
     /// SQL over a row `r` of the relation: the key as JSON text, `[1]`, `["a","2"]`.
     pub key_sql: String,
     /// SQL over a row `r`: the values as a JSON array in the order of the columns. An element more, if there is one, is

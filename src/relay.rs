@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::capture::doorbell::Doorbell;
 use crate::capture::lease::{self, LeaseHandle};
 use crate::capture::reader::Reader;
+use crate::capture::views::ViewLimits;
 use crate::metrics;
 use crate::store::Store;
 
@@ -40,6 +41,8 @@ pub struct Relay {
     pub store: Arc<dyn Store>,
     /// The node's name, for logs.
     pub node: String,
+    /// What running a view may cost.
+    pub view_limits: ViewLimits,
     /// What `/readyz` and the metrics are told; see [`RelayStatus`].
     pub status: watch::Sender<RelayStatus>,
 }

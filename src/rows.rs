@@ -198,6 +198,11 @@ impl Rows {
         self.held.iter()
     }
 
+    /// The row of a key, if it is held.
+    pub fn row(&self, key: &Key) -> Option<&Arc<Row>> {
+        self.held.get(key).map(|held| &held.row)
+    }
+
     pub fn tombstones(&self) -> impl Iterator<Item = (&Key, &Tombstone)> {
         self.tombstones.iter()
     }

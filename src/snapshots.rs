@@ -11,6 +11,9 @@
 //!        └─▶ stands at S(q); or, if the change log has nothing of this publication outside S(m), at m
 //! ```
 //!
+//! A view is never queried here: what has no checkpoint of its own begins with the leader's base ([`crate::base`]), which
+//! is rolled forward in the same way. Where that is missing the leader writes it within a second, and the hub asks again.
+//!
 //! The key of every flight and entry contains the resolved permission. Nothing here decides when rows are shown: the hub
 //! brings what lands to its own version first. No query of ours waits for a lock while it holds one, and a query that
 //! somebody waits behind is cancelled.
@@ -19,12 +22,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::TryStreamExt;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgPool;
 use sqlx::{AssertSqlSafe, Postgres, Row as _};
 use tokio::time::Instant;
 
+use crate::base::{self, Base};
 use crate::capture::catalogue::{self, CatalogueError, Moment};
 use crate::channel::ChannelSpec;
 use crate::checkpoint::Checkpoint;
@@ -203,6 +208,9 @@ impl Snapshots {
     pub async fn open(&self, order: &OpenOrder) -> Result<Fresh, OpenError> {
         let feed = &order.spec.feed;
         let hash = order.spec.hash();
+        if order.publication.source.is_view() {
+            return self.open_view(order, &hash).await;
+        }
         let deadline = Instant::now() + OTHERS_WAIT;
         let locked = loop {
             if let Some(fresh) = self.rolled_forward(order, &hash).await {
@@ -286,16 +294,52 @@ impl Snapshots {
         }
     }
 
+    /// A channel on a view: from its own checkpoint, which knows most of earlier versions, else from the base.
+    async fn open_view(&self, order: &OpenOrder, hash: &str) -> Result<Fresh, OpenError> {
+        let feed = &order.spec.feed;
+        if let Some(fresh) = self.rolled_forward(order, hash).await {
+            metrics::snapshot_cache(CacheResult::Hit);
+            return Ok(fresh);
+        }
+        let missing = || OpenError::Again("the view's rows are not in the store yet".to_owned());
+        let bytes = self.bytes(feed, base::CHANNEL).await.ok_or_else(missing)?;
+        let decoded = tokio::task::spawn_blocking(move || Base::decode(&bytes)).await;
+        let decoded = decoded.map_err(|_| missing())?;
+        let checkpoint =
+            match decoded.map_err(|error| OpenError::Again(format!("a base that cannot be read: {error}")))? {
+                Base::Broken { epoch, trouble } if epoch == order.at.epoch => {
+                    return Err(OpenError::Refused(trouble.refusal()));
+                }
+                Base::Broken { .. } => return Err(missing()),
+                Base::Rows(checkpoint) => checkpoint,
+            };
+        let checkpoint = base::channel_of(*checkpoint, &order.spec)
+            .ok_or_else(|| OpenError::Again("the columns have changed".to_owned()))?;
+        // It may be older than a marker that the order is about: then the log has that marker, and it does not roll.
+        let fresh = self.roll(order, checkpoint).await.filter(|fresh| match fresh.place {
+            Place::At(version) => version >= order.at_least,
+            Place::Sees(_) => false,
+        });
+        let fresh = fresh.ok_or_else(missing)?;
+        metrics::snapshot_cache(CacheResult::Hit);
+        Ok(fresh)
+    }
+
+    /// What the store has under a name; that it cannot be reached is as good as nothing.
+    async fn bytes(&self, feed: &FeedKey, channel: &str) -> Option<Bytes> {
+        match self.store.checkpoint(feed, channel).await {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::debug!(%error, %feed, "no checkpoint could be read");
+                None
+            }
+        }
+    }
+
     /// The store's checkpoint, rolled forward; `None` where that does not lead to the node's version.
     async fn rolled_forward(&self, order: &OpenOrder, hash: &str) -> Option<Fresh> {
         let feed = &order.spec.feed;
-        let bytes = match self.store.checkpoint(feed, hash).await {
-            Ok(bytes) => bytes?,
-            Err(error) => {
-                tracing::debug!(%error, %feed, "no checkpoint could be read");
-                return None;
-            }
-        };
+        let bytes = self.bytes(feed, hash).await?;
         let spec = order.spec.clone();
         let decoded = tokio::task::spawn_blocking(move || Checkpoint::decode(&bytes, &spec)).await;
         let checkpoint = match decoded {
@@ -306,7 +350,16 @@ impl Snapshots {
             }
             Err(_) => return None,
         };
-        if checkpoint.cut.epoch != order.at.epoch || checkpoint.cut.version < order.at_least {
+        if checkpoint.cut.version < order.at_least {
+            return None;
+        }
+        self.roll(order, checkpoint).await
+    }
+
+    /// A checkpoint of a channel, rolled forward.
+    async fn roll(&self, order: &OpenOrder, checkpoint: Checkpoint) -> Option<Fresh> {
+        let feed = &order.spec.feed;
+        if checkpoint.cut.epoch != order.at.epoch {
             return None;
         }
         let log = self.store.read_log(feed, checkpoint.cut.version).await.ok()?;

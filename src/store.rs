@@ -90,6 +90,7 @@ impl Append {
             polled_at: self.cut.as_of,
             touched: closing.touched.clone(),
             catalogue: closing.catalogue.clone(),
+            stale: closing.stale.clone(),
         }
     }
 }
@@ -103,6 +104,8 @@ pub struct Closing {
     pub catalogue: String,
     /// Feeds that exist no longer: their streams are removed.
     pub forget: Vec<FeedKey>,
+    /// See [`Beat::stale`].
+    pub stale: Vec<FeedKey>,
 }
 
 /// One part of what one version says of one publication. At most about 1 MiB of states.
@@ -148,6 +151,10 @@ pub struct Beat {
     pub touched: Vec<Touched>,
     /// [`crate::publication::Catalogue::id`].
     pub catalogue: String,
+    /// Views that have not been run since something under them changed: what the log says of them is not their state at
+    /// this version. Whoever follows one shows nothing before a version at which it is not named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stale: Vec<FeedKey>,
 }
 
 /// What a subscription yields.
@@ -241,6 +248,9 @@ pub trait Store: Send + Sync + 'static {
         bytes: Bytes,
         ttl: Duration,
     ) -> Result<(), StoreError>;
+
+    /// Makes a checkpoint last `ttl` from now on; false where there is none.
+    async fn extend_checkpoint(&self, feed: &FeedKey, channel: &str, ttl: Duration) -> Result<bool, StoreError>;
 
     /// Takes the cluster's single flight for a channel's snapshot query; false where another holds it. `holder` is
     /// unique to the caller. It lapses by itself after `ttl`.

@@ -98,6 +98,24 @@ impl View {
         })
     }
 
+    /// The view of whoever keeps a feed's rows for others to look at: every row, hidden columns included.
+    pub fn whole(feed_schema: &Arc<Schema>) -> Self {
+        let schema_id: Arc<str> = feed_schema.id().into();
+        Self {
+            policy: Predicate::default(),
+            query: Predicate::default(),
+            projection: None,
+            order: Arc::new(RowOrder::new(&[], feed_schema)),
+            limit: None,
+            pinned: Vec::new(),
+            shows_all: true,
+            schema_id: schema_id.clone(),
+            schema: feed_schema.clone(),
+            feed_schema_id: schema_id,
+            feed_schema: feed_schema.clone(),
+        }
+    }
+
     /// What becomes of a row of the feed; `None`: it is gone. Of several reasons to leave, the first that holds.
     pub fn judge(&self, row: Option<&Arc<Row>>) -> Verdict {
         match row {

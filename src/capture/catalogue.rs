@@ -7,12 +7,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row};
 
 use crate::capture::session;
-use crate::publication::{Catalogue, Column, FeedKey, Policy, Publication, Schema};
+use crate::publication::{Catalogue, Column, FeedKey, Policy, Publication, Schema, Source};
 use crate::version::{BadSnapshot, Epoch, PgSnapshot};
 
 /// What a transaction says of itself.
@@ -185,11 +186,13 @@ struct DescribeRow {
     generation: i64,
     id: i32,
     relation: String,
+    source: String,
     policy: String,
     columns_text: String,
     key: Vec<i32>,
     casts: Vec<String>,
     bulk_rows: i32,
+    refresh_ms: i32,
     key_sql: String,
     row_sql: String,
     by_key_sql: String,
@@ -205,11 +208,13 @@ impl DescribeRow {
             feed: FeedKey { name: self.name.into(), generation: self.generation.unsigned_abs() },
             id: self.id,
             relation: self.relation,
+            source: Source::parse(&self.source),
             policy: Policy::parse(&self.policy),
             schema_id: schema.id().into(),
             schema: Arc::new(schema),
             casts: self.casts.into_iter().map(Arc::from).collect(),
             bulk_rows: u64::from(self.bulk_rows.unsigned_abs()),
+            refresh: Duration::from_millis(self.refresh_ms.unsigned_abs().into()),
             key_sql: self.key_sql,
             row_sql: self.row_sql,
             by_key_sql: self.by_key_sql,

@@ -15,9 +15,12 @@
 //! What cannot be said key by key is a *marker*: more than `bulk_rows` keys, a statement that was not told apart, a
 //! definition that changed without a trigger, a table that stays locked. A marker is always right, only dearer.
 //!
+//! A view has no keys in the log: what is logged for it says that it has to be run again. That happens in a cut's
+//! transaction too, if the cut's [`Wanted`] asks for it; its tables are locked with the others.
+//!
 //! The reader keeps no position: it is given the snapshot to continue from, because the store decides which that is.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,10 +29,13 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tokio::time::Instant;
 
+use crate::base::Trouble;
 use crate::capture::catalogue::{self, CatalogueError, Definitions, Described, Moment};
 use crate::capture::session;
-use crate::entry::{PartsWriter, States};
-use crate::publication::{FeedKey, Publication};
+use crate::capture::views::{Outcome, Prior, ViewLimits, ViewRun};
+use crate::entry::{Key, PartsWriter, Row as RowText, State, States};
+use crate::metrics;
+use crate::publication::{FeedKey, Publication, Source};
 use crate::version::{BadSnapshot, Cut, Epoch, PgSnapshot, Version};
 
 /// A table that cannot be locked for so long gets a marker, so that the others go on.
@@ -73,6 +79,11 @@ pub struct Wanted {
     pub changed: BTreeSet<i32>,
     /// Publications to be marked, and why.
     pub markers: BTreeMap<i32, &'static str>,
+    /// Views to be run.
+    pub views: BTreeMap<i32, Prior>,
+    /// Views that are known to be stale: that they changed once more is no news.
+    pub stale: BTreeSet<i32>,
+    pub view_limits: ViewLimits,
     /// Mark every publication: why. The log is not read then.
     pub all: Option<&'static str>,
     /// A cut even if nothing changed.
@@ -102,6 +113,10 @@ pub struct CutRead {
     pub forget: Vec<FeedKey>,
     /// What the rows were read by.
     pub definitions: Definitions,
+    /// The views that were run.
+    pub runs: Vec<ViewRun>,
+    /// Views under which something changed; those that were run contain it.
+    pub views_changed: BTreeSet<i32>,
 }
 
 /// Why a cut could not be read. No transaction is open.
@@ -127,8 +142,16 @@ pub struct OpenCut<'a> {
     epoch: Epoch,
     moment: Moment,
     described: Arc<Described>,
+    said: Said,
+}
+
+/// What a cut says.
+#[derive(Default)]
+struct Said {
     states: Vec<FeedStates>,
     forget: Vec<FeedKey>,
+    runs: Vec<ViewRun>,
+    views_changed: BTreeSet<i32>,
 }
 
 impl Reader {
@@ -204,11 +227,16 @@ impl Reader {
         after: &PgSnapshot,
         wanted: &Wanted,
     ) -> Result<Option<OpenCut<'_>>, ReadError> {
-        let mut attempt = Attempt { wanted, changed: wanted.changed.clone(), markers: wanted.markers.clone() };
+        let mut attempt = Attempt {
+            wanted,
+            changed: wanted.changed.clone(),
+            markers: wanted.markers.clone(),
+            views: wanted.views.clone(),
+        };
         loop {
             match self.try_open(epoch, after, &mut attempt).await {
-                Ok(Tried::Open(moment, described, states, forget)) => {
-                    return Ok(Some(OpenCut { reader: self, epoch: epoch.clone(), moment, described, states, forget }));
+                Ok(Tried::Open(moment, described, said)) => {
+                    return Ok(Some(OpenCut { reader: self, epoch: epoch.clone(), moment, described, said }));
                 }
                 Ok(Tried::Quiet) => {
                     catalogue::rollback(&mut self.connection).await?;
@@ -236,11 +264,19 @@ impl Reader {
         let to_lock: BTreeMap<i32, Arc<Publication>> = before
             .iter()
             .flat_map(|described| described.catalogue.publications.values())
-            .filter(|publication| attempt.changed.contains(&publication.id))
-            .filter(|publication| attempt.wanted.all.is_none() && !attempt.markers.contains_key(&publication.id))
+            .filter(|publication| match publication.source {
+                Source::Table => {
+                    attempt.changed.contains(&publication.id)
+                        && attempt.wanted.all.is_none()
+                        && !attempt.markers.contains_key(&publication.id)
+                }
+                Source::View | Source::MaterializedView => attempt.views.contains_key(&publication.id),
+            })
             .map(|publication| (publication.id, publication.clone()))
             .collect();
-        let relations: BTreeSet<&str> = to_lock.values().map(|publication| publication.relation.as_str()).collect();
+        // A view is locked with all that is under it; a materialised view cannot be, see `run_view`.
+        let lockable = to_lock.values().filter(|publication| publication.source != Source::MaterializedView);
+        let relations: BTreeSet<&str> = lockable.map(|publication| publication.relation.as_str()).collect();
         let moment = match catalogue::begin(&mut self.connection, relations.iter().copied()).await {
             Ok(moment) => moment,
             Err(CatalogueError::Locked) => return Ok(Tried::Locked),
@@ -265,8 +301,19 @@ impl Reader {
         // Markers that the definitions ask for; what is new or gone needs no entry.
         let mut markers: BTreeMap<i32, &'static str> = BTreeMap::new();
         let mut readable: BTreeMap<i32, &Arc<Publication>> = BTreeMap::new();
+        let mut said = Said { forget: compared.forget, ..Said::default() };
         for publication in described.catalogue.publications.values() {
             let id = publication.id;
+            if publication.source.is_view() {
+                let redefined = compared.new.contains(&id) || compared.redefined.contains(&id);
+                if redefined || attempt.wanted.all.is_some() || attempt.markers.contains_key(&id) {
+                    said.views_changed.insert(id);
+                }
+                if attempt.wanted.all.is_none() {
+                    readable.insert(id, publication);
+                }
+                continue;
+            }
             if compared.new.contains(&id) && attempt.wanted.all.is_none() {
                 continue;
             }
@@ -289,6 +336,10 @@ impl Reader {
             }
         };
         for (&id, keys) in &keys {
+            if readable[&id].source.is_view() {
+                said.views_changed.insert(id);
+                continue;
+            }
             let locked = to_lock.get(&id).is_some_and(|locked| locked.relation == readable[&id].relation);
             if !locked && matches!(keys, Keys::Known(_)) {
                 attempt.changed.insert(id);
@@ -296,15 +347,17 @@ impl Reader {
                 return Ok(Tried::Again);
             }
         }
-        let mut states = Vec::new();
         for (id, keys) in keys {
             let publication = readable[&id];
+            if publication.source.is_view() {
+                continue;
+            }
             match keys {
                 Keys::Unknown(why) => drop(markers.insert(id, why)),
                 Keys::Known(keys) => match self.read_rows(publication, &keys).await {
                     Ok(parts) => {
                         let feed = publication.feed.clone();
-                        states.push(FeedStates { feed, parts, keys: keys.len(), marker: None });
+                        said.states.push(FeedStates { feed, parts, keys: keys.len(), marker: None });
                     }
                     Err(error) if session::is_statement_error(&error) => {
                         tracing::warn!(publication = %publication.feed, %error, "rows cannot be read; marking");
@@ -318,12 +371,25 @@ impl Reader {
         for (id, why) in markers {
             if let Some(publication) = described.by_id(id) {
                 let parts = vec![States::marker_part(why)];
-                states.push(FeedStates { feed: publication.feed.clone(), parts, keys: 0, marker: Some(why) });
+                said.states.push(FeedStates { feed: publication.feed.clone(), parts, keys: 0, marker: Some(why) });
             }
         }
-        let quiet = states.is_empty() && !compared.feeds_differ && !attempt.wanted.even_if_quiet;
+        for (&id, prior) in &attempt.views {
+            // One that is another relation by now was not locked.
+            let locked = to_lock.get(&id).map(|locked| &locked.relation);
+            let Some(publication) = described.by_id(id).filter(|view| locked == Some(&view.relation)) else { continue };
+            if let Some(run) = self.run_view(publication, prior, &attempt.wanted.view_limits).await? {
+                said.states.extend(states_of(publication, prior, &run.outcome));
+                said.runs.push(run);
+            }
+        }
+        let quiet = said.states.is_empty()
+            && said.runs.is_empty()
+            && said.views_changed.is_subset(&attempt.wanted.stale)
+            && !compared.feeds_differ
+            && !attempt.wanted.even_if_quiet;
         self.known = Some(Known { stamp: moment.stamp.clone(), described: described.clone() });
-        if quiet { Ok(Tried::Quiet) } else { Ok(Tried::Open(moment, described, states, compared.forget)) }
+        if quiet { Ok(Tried::Quiet) } else { Ok(Tried::Open(moment, described, said)) }
     }
 
     /// Finds out which tables are locked; waits a little for them, then marks them.
@@ -331,7 +397,10 @@ impl Reader {
         let Some(described) = self.described().cloned() else { return Ok(()) };
         let mut waiting = false;
         for &id in &attempt.changed {
-            let Some(publication) = described.by_id(id).filter(|_| !attempt.markers.contains_key(&id)) else {
+            let Some(publication) = described
+                .by_id(id)
+                .filter(|publication| !attempt.markers.contains_key(&id) && !publication.source.is_view())
+            else {
                 continue;
             };
             match catalogue::begin(&mut self.connection, [publication.relation.as_str()]).await {
@@ -355,10 +424,147 @@ impl Reader {
                 Err(error) => return Err(error.into()),
             }
         }
+        // Nobody waits for the tables under a view: it stays stale, and is tried again with a later cut.
+        for id in attempt.views.keys().copied().collect::<Vec<i32>>() {
+            let view = described.by_id(id).filter(|view| view.source == Source::View);
+            let Some(view) = view else { continue };
+            match catalogue::begin(&mut self.connection, [view.relation.as_str()]).await {
+                Ok(_) => catalogue::rollback(&mut self.connection).await?,
+                Err(CatalogueError::Gone) => self.known = None,
+                Err(CatalogueError::Locked) => drop(attempt.views.remove(&id)),
+                Err(CatalogueError::Database(error)) if session::is_statement_error(&error) => {
+                    tracing::warn!(view = %view.feed, %error, "the view cannot be locked");
+                    attempt.views.remove(&id);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
         if waiting {
             tokio::time::sleep(LOCK_RETRY).await;
         }
         Ok(())
+    }
+
+    /// Runs a view in the open transaction. `None`: not now, as something under it is in use.
+    async fn run_view(
+        &mut self,
+        view: &Publication,
+        prior: &Prior,
+        limits: &ViewLimits,
+    ) -> Result<Option<ViewRun>, sqlx::Error> {
+        let began = Instant::now();
+        let time_max_ms = limits.time_max.as_millis();
+        let guard = format!("savepoint rowcast_view; set local statement_timeout = {time_max_ms}");
+        sqlx::raw_sql(AssertSqlSafe(guard)).execute(&mut self.connection).await?;
+        let read = self.read_view(view, prior, limits).await;
+        let outcome = match read {
+            Ok(outcome) => outcome,
+            Err(error) if session::is_statement_error(&error) => {
+                sqlx::raw_sql("rollback to savepoint rowcast_view").execute(&mut self.connection).await?;
+                let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
+                match code.as_str() {
+                    // Somebody refreshes a materialised view under it.
+                    "55P03" => None,
+                    "57014" => Some(Outcome::Trouble(Trouble::TooSlow)),
+                    // The message may hold values of rows.
+                    _ => {
+                        tracing::debug!(view = %view.feed, code, "a view's query fails");
+                        Some(Outcome::Trouble(Trouble::Fails))
+                    }
+                }
+            }
+            Err(error) => return Err(error),
+        };
+        sqlx::raw_sql("release savepoint rowcast_view").execute(&mut self.connection).await?;
+        let Some(outcome) = outcome else { return Ok(None) };
+        if let Outcome::Trouble(trouble) = outcome
+            && prior.trouble != Some(trouble)
+        {
+            tracing::error!(view = %view.feed, relation = view.relation, why = trouble.reason(), "a view is broken");
+        }
+        let took = began.elapsed();
+        metrics::view_run(took);
+        Ok(Some(ViewRun { feed: view.feed.clone(), schema: view.schema.clone(), outcome, took }))
+    }
+
+    /// A view's rows, compared with those before. `None`: what was read is not of the transaction's snapshot.
+    async fn read_view(
+        &mut self,
+        view: &Publication,
+        prior: &Prior,
+        limits: &ViewLimits,
+    ) -> Result<Option<Outcome>, sqlx::Error> {
+        let no_key: Vec<String> = view.schema.key_names().map(|name| format!("r.{} is null", quoted(name))).collect();
+        // All of it comes from `rowcast.describe()`, with identifiers quoted.
+        let sql = format!(
+            "select {}, {}, {} from {} as r limit {}",
+            view.key_sql,
+            view.row_sql,
+            no_key.join(" or "),
+            view.relation,
+            limits.rows_max.saturating_add(1),
+        );
+        let before = prior.rows.as_ref().filter(|_| *prior.schema_id == *view.schema_id);
+        let mut seen: HashSet<Key> = HashSet::with_capacity(before.map_or(0, |rows| rows.len()));
+        let mut differing: Vec<(Key, Arc<RowText>)> = Vec::new();
+        let mut trouble = None;
+        let mut bytes = 0;
+        {
+            let mut rows = sqlx::query(AssertSqlSafe(sql)).persistent(false).fetch(&mut self.connection);
+            while let Some(row) = rows.try_next().await? {
+                let (key, text): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
+                let key = Key::new(key);
+                bytes += text.len();
+                let found = if row.try_get::<bool, _>(2)? {
+                    Some(Trouble::NullKey)
+                } else if seen.len() >= limits.rows_max || bytes > limits.bytes_max {
+                    Some(Trouble::TooManyRows)
+                } else if before.and_then(|rows| rows.row(&key)).is_none_or(|held| held.text() != text) {
+                    let parsed = RowText::parse(text).map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+                    differing.push((key.clone(), Arc::new(parsed)));
+                    None
+                } else {
+                    None
+                };
+                trouble = trouble.or(found);
+                if !seen.insert(key) {
+                    trouble = trouble.or(Some(Trouble::DuplicateKey));
+                }
+                // The rest is read all the same, as the session is not free before; it is not kept.
+                if trouble.is_some() {
+                    differing.clear();
+                    seen.clear();
+                    break;
+                }
+            }
+        }
+        if !self.is_of_snapshot(view).await? {
+            return Ok(None);
+        }
+        Ok(Some(match (trouble, before) {
+            (Some(trouble), _) => Outcome::Trouble(trouble),
+            (None, None) => Outcome::Whole(differing),
+            (None, Some(before)) => {
+                let mut states: Vec<State> =
+                    differing.into_iter().map(|(key, row)| State { key, row: Some(row) }).collect();
+                let gone = before.iter().map(|(key, _)| key).filter(|key| !seen.contains(*key));
+                states.extend(gone.map(|key| State { key: key.clone(), row: None }));
+                Outcome::Difference(states)
+            }
+        }))
+    }
+
+    /// A materialised view cannot be locked before the snapshot is taken, and REFRESH leaves rows that every snapshot sees.
+    /// Reading has locked it: if its storage is not the one of the snapshot now, it was refreshed in between.
+    async fn is_of_snapshot(&mut self, view: &Publication) -> Result<bool, sqlx::Error> {
+        sqlx::query_scalar(
+            "select not exists (select from pg_class as c where c.relkind = 'm' \
+             and c.oid in (select s.object from rowcast.sources as s where s.publication = $1 and not s.is_function) \
+             and pg_relation_filenode(c.oid) is distinct from c.relfilenode)",
+        )
+        .bind(view.id)
+        .fetch_one(&mut self.connection)
+        .await
     }
 
     /// The keys that changed since a snapshot, by publication.
@@ -427,7 +633,7 @@ impl OpenCut<'_> {
 
     /// What the cut will say.
     pub fn states(&self) -> &[FeedStates] {
-        &self.states
+        &self.said.states
     }
 
     /// S(n).
@@ -443,10 +649,12 @@ impl OpenCut<'_> {
         let version = draw_version_and_commit(&mut self.reader.connection).await?;
         Ok(CutRead {
             cut: Cut { epoch: self.epoch, version, snapshot: self.moment.snapshot, as_of: self.moment.now_ms },
-            states: self.states,
+            states: self.said.states,
             catalogue: self.described.catalogue.id(),
-            forget: self.forget,
+            forget: self.said.forget,
             definitions: self.described.definitions.clone(),
+            runs: self.said.runs,
+            views_changed: self.said.views_changed,
         })
     }
 }
@@ -472,11 +680,12 @@ struct Attempt<'a> {
     wanted: &'a Wanted,
     changed: BTreeSet<i32>,
     markers: BTreeMap<i32, &'static str>,
+    views: BTreeMap<i32, Prior>,
 }
 
 enum Tried {
     /// Complete; the transaction is open.
-    Open(Moment, Arc<Described>, Vec<FeedStates>, Vec<FeedKey>),
+    Open(Moment, Arc<Described>, Said),
     /// Nothing to say; the transaction is open.
     Quiet,
     /// More is known than before; the transaction is open.
@@ -524,6 +733,30 @@ impl Compared {
         compared.feeds_differ = delivered.is_none() || !compared.new.is_empty() || !compared.forget.is_empty();
         compared
     }
+}
+
+/// What a run says to nodes: its difference; or a marker, where they have to begin with the base again.
+fn states_of(view: &Publication, prior: &Prior, outcome: &Outcome) -> Option<FeedStates> {
+    let feed = view.feed.clone();
+    let marker =
+        |why| FeedStates { feed: feed.clone(), parts: vec![States::marker_part(why)], keys: 0, marker: Some(why) };
+    match outcome {
+        Outcome::Difference(states) if states.is_empty() => None,
+        Outcome::Difference(states) => {
+            let mut writer = PartsWriter::new(&view.schema_id);
+            for state in states {
+                writer.push(state.key.as_str(), state.row.as_ref().map(|row| row.text()));
+            }
+            Some(FeedStates { feed, parts: writer.finish(), keys: states.len(), marker: None })
+        }
+        Outcome::Whole(_) => Some(marker("view")),
+        Outcome::Trouble(trouble) if prior.trouble == Some(*trouble) => None,
+        Outcome::Trouble(_) => Some(marker("broken view")),
+    }
+}
+
+fn quoted(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
 }
 
 fn xip_texts(snapshot: &PgSnapshot) -> Vec<String> {

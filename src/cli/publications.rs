@@ -13,7 +13,7 @@ use crate::config::DatabaseUrl;
 /// What `rowcast publish` was asked for; what is absent is left to the defaults of `rowcast.publish`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Publish {
-    /// The table, with its schema unless it is in the search path. Views are refused today
+    /// The table or view, with its schema unless it is in the search path
     #[arg(value_name = "RELATION", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub relation: String,
 
@@ -30,7 +30,7 @@ pub struct Publish {
     #[arg(long, value_name = "COLUMNS", value_delimiter = ',')]
     pub columns: Option<Vec<String>>,
 
-    /// Columns that identify a row, comma-separated. Without it: the primary key
+    /// Columns that identify a row, comma-separated. Without it: the primary key; a view needs one
     #[arg(long, value_name = "COLUMNS", value_delimiter = ',')]
     pub key: Option<Vec<String>>,
 
@@ -38,11 +38,11 @@ pub struct Publish {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     pub bulk_rows: Option<i32>,
 
-    /// For views, later: they are run at most this often
+    /// A view is run at most this often
     #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(i32).range(0..))]
     pub refresh_ms: Option<i32>,
 
-    /// For views, later: what they depend on, comma-separated, where Postgres does not know
+    /// What a view or a policy reads besides what Postgres knows of, comma-separated
     #[arg(long, value_name = "RELATIONS", value_delimiter = ',')]
     pub depends_on: Option<Vec<String>>,
 

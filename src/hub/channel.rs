@@ -71,11 +71,20 @@ pub(super) struct Feed {
     pub(super) arrived: std::collections::BTreeMap<Version, Arc<Entry>>,
     /// Steps since the oldest flight in the air began.
     kept: VecDeque<Arc<FeedStep>>,
+    /// The leader runs it: there are versions at which it is stale.
+    pub(super) is_view: bool,
+    /// At the node's version its rows are those of an earlier one, or it is not known whether they are. Whoever follows it
+    /// stands still.
+    pub(super) stale: bool,
 }
 
 impl Feed {
     /// Steps kept for flights at most; beyond it the flights start again.
     const KEPT_MAX: usize = 20_000;
+
+    pub(super) fn new(is_view: bool, stale: bool) -> Self {
+        Self { is_view, stale, ..Self::default() }
+    }
 
     /// Keeps a step for the flights in the air. False: there were too many, and none is kept now.
     pub(super) fn keep(&mut self, step: Arc<FeedStep>) -> bool {

@@ -28,6 +28,7 @@ use crate::store::{Beat, Entry, LogRead, Push};
 use crate::version::{Cut, Epoch, Version};
 
 mod deliver;
+mod fresh;
 mod subscribe;
 #[cfg(test)]
 mod tests;
@@ -88,6 +89,8 @@ pub(super) struct Position {
     pub(super) as_of: i64,
     /// The catalogue as of the version, if a beat told it.
     pub(super) catalogue_id: Option<String>,
+    /// The views that are stale at the version, if a beat told it; else every view may be.
+    pub(super) stale: Option<HashSet<FeedKey>>,
 }
 
 /// A version with the entries of the feeds that this node follows.
@@ -95,6 +98,7 @@ struct Step {
     cut: Cut,
     base: Version,
     entries: HashMap<FeedKey, Arc<Entry>>,
+    stale: Option<HashSet<FeedKey>>,
 }
 
 /// See the module.
@@ -229,12 +233,15 @@ impl HubState {
             self.catalogue_wanted = true;
         }
         if beat.cut.epoch != position.cut.epoch {
-            self.change_epoch(&beat.cut, Some(beat.catalogue.clone()));
+            self.change_epoch(&beat.cut, Some(&beat));
+            self.follow_staleness(&beat.cut, now);
             return;
         }
         if beat.cut.version == position.cut.version {
             position.as_of = position.as_of.max(beat.polled_at);
             position.catalogue_id = Some(beat.catalogue);
+            position.stale = Some(beat.stale.into_iter().collect());
+            self.follow_staleness(&beat.cut, now);
             self.fly_again_between_cuts();
             return;
         }
@@ -248,7 +255,7 @@ impl HubState {
         }
         match self.step_of(&beat) {
             Some(step) => {
-                self.take_step(step, true);
+                self.take_step(step, true, now);
                 if let Some(position) = &mut self.position {
                     position.as_of = position.as_of.max(beat.polled_at);
                     position.catalogue_id = Some(beat.catalogue);
@@ -263,10 +270,15 @@ impl HubState {
 
     /// The first version that this node hears of.
     fn begin_at(&mut self, beat: &Beat) {
-        self.position =
-            Some(Position { cut: beat.cut.clone(), as_of: beat.polled_at, catalogue_id: Some(beat.catalogue.clone()) });
-        for feed in self.feeds.values_mut() {
+        self.position = Some(Position {
+            cut: beat.cut.clone(),
+            as_of: beat.polled_at,
+            catalogue_id: Some(beat.catalogue.clone()),
+            stale: Some(beat.stale.iter().cloned().collect()),
+        });
+        for (key, feed) in &mut self.feeds {
             feed.arrived.retain(|&version, _| version > beat.cut.version);
+            feed.stale = feed.is_view && beat.stale.contains(key);
         }
     }
 
@@ -286,7 +298,12 @@ impl HubState {
             }
             entries.insert(touched.feed.clone(), entry.clone());
         }
-        Some(Step { cut: beat.cut.clone(), base: beat.base, entries })
+        Some(Step {
+            cut: beat.cut.clone(),
+            base: beat.base,
+            entries,
+            stale: Some(beat.stale.iter().cloned().collect()),
+        })
     }
 
     fn read_logs(&mut self) {
@@ -312,7 +329,7 @@ impl HubState {
         self.reading_logs = None;
         let waiting = std::mem::take(&mut self.beats_waiting);
         let Some(read) = read else { return };
-        self.take_logs(read);
+        self.take_logs(read, now);
         for beat in waiting {
             let Some(position) = &self.position else { return };
             // A beat above what the log has is of a store that was rolled back since: the next beat tells.
@@ -323,7 +340,7 @@ impl HubState {
     }
 
     /// Goes on by the log: to the lowest head that all feeds were read at.
-    fn take_logs(&mut self, read: Vec<(FeedKey, LogRead)>) {
+    fn take_logs(&mut self, read: Vec<(FeedKey, LogRead)>, now: Instant) {
         let Some(position) = &self.position else { return };
         let here = position.cut.clone();
         // A node without feeds has nothing to read; it follows the beats alone.
@@ -357,13 +374,14 @@ impl HubState {
                     },
                     base: entry.base,
                     entries: HashMap::new(),
+                    stale: None,
                 });
                 step.entries.insert(feed.clone(), entry);
             }
             whole.push(feed);
         }
         let last = head.version;
-        steps.entry(last).or_insert_with(|| Step { base: last, cut: head, entries: HashMap::new() });
+        steps.entry(last).or_insert_with(|| Step { base: last, cut: head, entries: HashMap::new(), stale: None });
         let lost: Vec<FeedKey> = self.feeds.keys().filter(|feed| !whole.contains(feed)).cloned().collect();
         for feed in lost {
             for channel in self.feeds.get(&feed).map(|feed| feed.channels.clone()).unwrap_or_default() {
@@ -376,16 +394,17 @@ impl HubState {
             self.hold_all(&here);
         }
         for step in steps.into_values() {
-            self.take_step(step, !several);
+            self.take_step(step, !several, now);
         }
     }
 
     /// Moves every feed to a version.
-    fn take_step(&mut self, step: Step, deliver: bool) {
+    fn take_step(&mut self, step: Step, deliver: bool, now: Instant) {
         let Some(position) = &mut self.position else { return };
         let before = std::mem::replace(&mut position.cut, step.cut.clone());
         position.as_of = step.cut.as_of;
         position.catalogue_id = None;
+        position.stale = step.stale;
         let mut moved: Vec<(ChannelNumber, Vec<Frame>)> = Vec::new();
         let feeds: Vec<FeedKey> = self.feeds.keys().cloned().collect();
         for key in feeds {
@@ -397,10 +416,12 @@ impl HubState {
             self.step_live(&key, &before, &feed_step, &mut moved);
             self.step_flights(&key, &feed_step);
         }
+        self.hold_stale(&before);
         if deliver {
             self.deliver(&before, moved);
         }
         self.due.append(&mut self.ahead);
+        self.follow_staleness(&before, now);
     }
 
     /// Keeps the step while rows of the feed are in the air.
@@ -530,11 +551,12 @@ impl HubState {
     }
 
     /// Another epoch: nothing is known of any row until it was read again.
-    fn change_epoch(&mut self, to: &Cut, catalogue_id: Option<String>) {
+    fn change_epoch(&mut self, to: &Cut, beat: Option<&Beat>) {
         let Some(position) = &mut self.position else { return };
         let before = std::mem::replace(&mut position.cut, to.clone());
         position.as_of = to.as_of;
-        position.catalogue_id = catalogue_id;
+        position.catalogue_id = beat.map(|beat| beat.catalogue.clone());
+        position.stale = beat.map(|beat| beat.stale.iter().cloned().collect());
         self.epoch_left = Some(before.epoch.clone());
         tracing::info!(from = %before.epoch, to = %to.epoch, version = %to.version, "a new epoch begins");
         self.reading_logs = None;

@@ -5,15 +5,20 @@ use std::convert::Infallible;
 use std::fmt;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use crate::base::{self, Base};
 use crate::capture::catalogue::{self, CatalogueError};
 use crate::capture::doorbell::{Doorbell, Pace, Rung, SAFETY_POLL};
 use crate::capture::lease::{LeaseHandle, LeaseLost};
 use crate::capture::reader::{self, CutRead, Poll, ReadError, Reader, Wanted};
 use crate::capture::session;
 use crate::capture::slices::{self, StateError};
+use crate::capture::views::{Step, Views};
+use crate::checkpoint::Checkpoint;
 use crate::metrics;
+use crate::publication::FeedKey;
 use crate::relay::Relay;
 use crate::relay::start::{Found, Start, decide};
 use crate::store::{Append, AppendError, Beat, Closing, Fence, Part, StoreError, Touched};
@@ -29,6 +34,8 @@ const RESYNC_EVERY: Duration = Duration::from_secs(2);
 const EMPTY_EVERY: Duration = Duration::from_secs(30);
 /// Between two signs of life, unless triggers would stop logging earlier.
 const LIFE_EVERY: Duration = Duration::from_secs(60);
+/// How long a view's base stays in the store without a sign of life of its leader.
+const BASE_TTL: Duration = Duration::from_secs(600);
 /// Between two looks whether old transactions have ended.
 const OLD_TRANSACTIONS: Duration = Duration::from_millis(100);
 
@@ -62,6 +69,11 @@ struct Term<'a> {
     renewed: BTreeMap<i32, u64>,
     /// The catalogue stamp for which renewing was tried.
     renew_tried: BTreeSet<i32>,
+    views: Views,
+    /// Views whose result was looked for in the store.
+    recalled: BTreeSet<FeedKey>,
+    /// Bases on their way to the store.
+    bases: JoinSet<()>,
     acknowledged: Option<Version>,
     beat_next: Instant,
     acknowledge_next: Instant,
@@ -90,8 +102,9 @@ pub async fn serve(
     loop {
         let poll = term.turn().await?;
         pace.polled(&poll.snapshot, !poll.changed.is_empty(), term.keys_told).await?;
-        // Wakes up for: a ring; the next poll. What is due otherwise is due with a poll.
-        let pause = pace.pause().min(SAFETY_POLL);
+        // Wakes up for: a ring; the next poll; a view that is due. What is due otherwise is due with a poll.
+        let view_due = term.views.pause(Instant::now()).unwrap_or(SAFETY_POLL);
+        let pause = pace.pause().min(SAFETY_POLL).min(view_due);
         if pace.is_awake() {
             tokio::time::sleep(pause).await;
         } else if let Rung::Rang(rings) = bell.wait(pause).await {
@@ -147,6 +160,9 @@ impl<'a> Term<'a> {
             mark,
             renewed: BTreeMap::new(),
             renew_tried: BTreeSet::new(),
+            views: Views::new(now),
+            recalled: BTreeSet::new(),
+            bases: JoinSet::new(),
             acknowledged: None,
             beat_next: now,
             acknowledge_next: now,
@@ -163,6 +179,7 @@ impl<'a> Term<'a> {
         self.keys_told = 0;
         let poll = self.reader.poll(&self.seen).await?;
         let beat_due = now >= self.beat_next;
+        self.follow_views(&poll.changed, now).await?;
         let mut wanted = Wanted {
             changed: poll.changed.clone(),
             all: self.mark,
@@ -172,12 +189,24 @@ impl<'a> Term<'a> {
         let unsafe_due = now >= self.resync_next;
         if unsafe_due {
             wanted.markers = self.unsafe_publications(&poll).await?;
+            self.views.changed(wanted.markers.keys());
+            wanted.markers.retain(|&id, _| !self.views.contains(id));
             self.resync_next = now + RESYNC_EVERY;
         }
+        wanted.views = self.views.plan(now);
+        wanted.view_limits = self.relay.view_limits.clone();
+        wanted.stale = self.views.stale_ids();
+        // That a stale view changed once more is nothing to tell.
+        wanted.changed.retain(|id| !wanted.stale.contains(id));
         let definitions_due = beat_due && self.reader.catalogue_changed().await?;
-        if !wanted.changed.is_empty() || wanted.even_if_quiet || !wanted.markers.is_empty() || definitions_due {
-            // Without a cut, what the poll found was of publications that have ended.
-            if !self.cut(&wanted, now).await? {
+        if !wanted.changed.is_empty()
+            || !wanted.views.is_empty()
+            || wanted.even_if_quiet
+            || !wanted.markers.is_empty()
+            || definitions_due
+        {
+            // Without a cut, what the poll found was of publications that have ended, or of views that wait for their run.
+            if !self.cut(wanted, now).await? {
                 self.seen = poll.snapshot.clone();
             }
         } else {
@@ -187,24 +216,39 @@ impl<'a> Term<'a> {
         if beat_due {
             self.beat(poll.polled_at).await?;
             self.beat_next = now + SAFETY_POLL;
+            self.keep_bases(now).await?;
         }
         self.keep_house(now).await?;
         Ok(poll)
     }
 
     /// Reads a cut and appends it; false where there was nothing to say.
-    async fn cut(&mut self, wanted: &Wanted, started: Instant) -> Result<bool, Ended> {
-        let Some(open) = self.reader.open(&self.epoch, &self.seen, wanted).await? else { return Ok(false) };
+    async fn cut(&mut self, wanted: Wanted, started: Instant) -> Result<bool, Ended> {
+        let tried: BTreeSet<i32> = wanted.views.keys().copied().collect();
+        let open = self.reader.open(&self.epoch, &self.seen, &wanted).await?;
+        // It holds the results that are about to be replaced.
+        drop(wanted);
+        let Some(open) = open else {
+            self.views.put_off(&tried, Instant::now());
+            return Ok(false);
+        };
         let read = open.close().await?;
         if read.cut.version <= self.position.version {
             return Err(Ended::Reclaim("the version sequence went back".into()));
         }
-        self.append(&read).await?;
+        if let Some(described) = self.reader.described() {
+            self.views.follow(&described.catalogue, started);
+        }
+        self.put_bases(&read).await?;
+        let stale = self.views.stale_after(&read.runs, &read.views_changed);
+        self.append(&read, stale).await?;
         self.keys_told = read.states.iter().map(|states| states.keys).sum();
         metrics::cut(started.elapsed());
         for why in read.states.iter().filter_map(|states| states.marker) {
             metrics::marker(why);
         }
+        let step = Step { base: self.position.version, cut: &read.cut, started, now: Instant::now() };
+        self.views.accepted(read.runs, &read.views_changed, &tried, &step);
         let redefined = self.reader.is_new(&read.definitions);
         self.position = read.cut;
         self.seen = self.position.snapshot.clone();
@@ -218,7 +262,87 @@ impl<'a> Term<'a> {
         Ok(true)
     }
 
-    async fn append(&self, read: &CutRead) -> Result<(), Ended> {
+    /// What is known of views before a cut: which there are, what changed under them, and what the store has of them.
+    async fn follow_views(&mut self, changed: &BTreeSet<i32>, now: Instant) -> Result<(), Ended> {
+        let Some(described) = self.reader.described() else { return Ok(()) };
+        self.views.follow(&described.catalogue, now);
+        self.views.changed(changed);
+        for feed in self.views.unknown() {
+            if self.recalled.insert(feed.clone())
+                && let Some(rows) = self.recall(&feed).await?
+            {
+                tracing::debug!(view = %feed, version = %self.position.version, "its last result is in the store");
+                self.views.recall(&feed, rows, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// A view's last result, which is its base rolled forward to the head; `None` where there is none to continue from.
+    async fn recall(&self, feed: &FeedKey) -> Result<Option<Checkpoint>, Ended> {
+        if self.follows.as_ref() != Some(&(self.epoch.clone(), self.position.version)) {
+            return Ok(None);
+        }
+        let Some(bytes) = in_time(self.relay.store.checkpoint(feed, base::CHANNEL)).await? else { return Ok(None) };
+        let Ok(Ok(Base::Rows(checkpoint))) = tokio::task::spawn_blocking(move || Base::decode(&bytes)).await else {
+            return Ok(None);
+        };
+        // A base above the head is of a version that was never accepted.
+        if checkpoint.cut.version > self.position.version {
+            return Ok(None);
+        }
+        let log = in_time(self.relay.store.read_log(feed, checkpoint.cut.version)).await?;
+        let (Some(head), Some(entries)) = (log.head, log.entries) else { return Ok(None) };
+        if head.version != self.position.version {
+            return Ok(None);
+        }
+        Ok(checkpoint.roll_forward(&entries, &head).ok())
+    }
+
+    /// Writes the bases of views that a cut tells by a marker, before the cut: who meets the marker finds them. Until the
+    /// cut is accepted they stand above the head, and if it never is, the next term tells those views by a marker too.
+    async fn put_bases(&mut self, read: &CutRead) -> Result<(), Ended> {
+        let bases = Views::bases_of(&read.runs, &read.cut);
+        if bases.is_empty() {
+            return Ok(());
+        }
+        // An older one must not arrive after it.
+        self.bases.shutdown().await;
+        for (feed, base) in bases {
+            let encoded = tokio::task::spawn_blocking(move || base.encode()).await;
+            let Ok(Ok(bytes)) = encoded else {
+                return Err(Ended::Reclaim(format!("the base of {feed} could not be encoded")));
+            };
+            in_time(self.relay.store.put_checkpoint(&feed, base::CHANNEL, bytes, BASE_TTL)).await?;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that every view's base is in the store, and that the log reaches back to it.
+    async fn keep_bases(&mut self, now: Instant) -> Result<(), Ended> {
+        if self.follows.is_none() {
+            return Ok(());
+        }
+        while self.bases.try_join_next().is_some() {}
+        let mut missing = BTreeSet::new();
+        for feed in self.views.with_base() {
+            if !in_time(self.relay.store.extend_checkpoint(&feed, base::CHANNEL, BASE_TTL)).await? {
+                missing.insert(feed);
+            }
+        }
+        for (feed, base) in self.views.bases_due(&missing, &self.position, now) {
+            let store = self.relay.store.clone();
+            self.bases.spawn(async move {
+                let Ok(Ok(bytes)) = tokio::task::spawn_blocking(move || base.encode()).await else { return };
+                if let Err(error) = store.put_checkpoint(&feed, base::CHANNEL, bytes, BASE_TTL).await {
+                    tracing::debug!(%error, view = %feed, "a base was not kept; it is missed within a second");
+                }
+            });
+        }
+        Ok(())
+    }
+
+    async fn append(&self, read: &CutRead, stale: Vec<FeedKey>) -> Result<(), Ended> {
         let mut parts = Vec::new();
         let mut bytes = 0;
         let append = |parts: Vec<Part>, closes: Option<Closing>| Append {
@@ -244,7 +368,7 @@ impl<'a> Term<'a> {
             .iter()
             .map(|states| Touched { feed: states.feed.clone(), parts: states.parts.len() as u32 })
             .collect();
-        let closing = Closing { touched, catalogue: read.catalogue.clone(), forget: read.forget.clone() };
+        let closing = Closing { touched, catalogue: read.catalogue.clone(), forget: read.forget.clone(), stale };
         in_time(self.relay.store.append(&append(parts, Some(closing)))).await?;
         Ok(())
     }
@@ -258,6 +382,7 @@ impl<'a> Term<'a> {
             polled_at: polled_at.max(self.position.as_of),
             touched: Vec::new(),
             catalogue: described.catalogue.id(),
+            stale: self.views.stale(),
         };
         in_time(self.relay.store.beat(self.fence, &beat)).await?;
         Ok(())
@@ -289,6 +414,7 @@ impl<'a> Term<'a> {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.renew_watches(&not_intact, poll).await?;
         let mut markers: BTreeMap<i32, &'static str> = not_intact.iter().map(|&id| (id, "triggers")).collect();
         markers.extend(self.renewed.keys().map(|&id| (id, "triggers")));
         // This poll's marker follows the last of them: its cut is taken after the poll.
@@ -296,6 +422,33 @@ impl<'a> Term<'a> {
             poll.snapshot.xmax() < below || poll.snapshot.xip().iter().any(|&running| running < below)
         });
         Ok(markers)
+    }
+
+    /// Has watches made what they should be, also where something that was depended on is depended on no longer. That needs
+    /// a lock on the tables, which is tried again each time.
+    async fn renew_watches(&mut self, not_intact: &[i32], poll: &Poll) -> Result<(), Ended> {
+        let Some(described) = self.reader.described().cloned() else { return Ok(()) };
+        let ended = poll.changed.iter().any(|&id| described.by_id(id).is_none());
+        if not_intact.is_empty() && !ended {
+            return Ok(());
+        }
+        match sqlx::query_scalar::<_, Vec<i32>>("select rowcast.renew_watches()")
+            .fetch_one(self.reader.connection())
+            .await
+        {
+            Ok(renewed) => {
+                if !renewed.is_empty() {
+                    tracing::info!(publications = ?renewed, "the watches on what they depend on are renewed");
+                }
+                self.views.changed(&renewed);
+                Ok(())
+            }
+            Err(error) if session::is_statement_error(&error) => {
+                tracing::warn!(%error, "the watches on what views depend on cannot be renewed");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// What is due besides delivering: the position, the sign of life, slices to empty.

@@ -198,6 +198,7 @@ mod tests {
             polled_at: 0,
             touched: touched.iter().map(|&(name, parts)| Touched { feed: feed(name), parts }).collect(),
             catalogue: String::new(),
+            stale: Vec::new(),
         }
     }
 

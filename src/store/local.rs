@@ -321,6 +321,10 @@ impl Store for LocalStore {
         Ok(())
     }
 
+    async fn extend_checkpoint(&self, feed: &FeedKey, channel: &str, ttl: Duration) -> Result<bool, StoreError> {
+        Ok(locked(&self.cache).extend_checkpoint(feed, channel, ttl))
+    }
+
     async fn lock(&self, feed: &FeedKey, channel: &str, holder: &str, ttl: Duration) -> Result<bool, StoreError> {
         Ok(locked(&self.cache).lock(feed, channel, holder, ttl))
     }

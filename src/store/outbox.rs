@@ -62,6 +62,7 @@ mod tests {
             polled_at: 0,
             touched: Vec::new(),
             catalogue: String::new(),
+            stale: Vec::new(),
         })
     }
 

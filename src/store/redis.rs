@@ -252,6 +252,12 @@ impl Store for RedisStore {
         self.link.repeatable(set).await
     }
 
+    async fn extend_checkpoint(&self, feed: &FeedKey, channel: &str, ttl: Duration) -> Result<bool, StoreError> {
+        let mut expire = redis::cmd("PEXPIRE");
+        expire.arg(self.prefix.checkpoint(feed, channel)).arg(milliseconds(ttl));
+        self.link.repeatable(expire).await
+    }
+
     async fn lock(&self, feed: &FeedKey, channel: &str, holder: &str, ttl: Duration) -> Result<bool, StoreError> {
         let key = self.prefix.lock(feed, channel);
         let mut set = redis::cmd("SET");

@@ -28,3 +28,4 @@ mod steps;
 mod store_faults;
 mod tidy;
 mod tokens;
+mod views;

@@ -125,9 +125,10 @@ impl HubState {
             !matches!(subscription.standing, Standing::New { .. })
                 && self.channels.get(number).is_some_and(|channel| !channel.is_live())
         });
-        if waits_for_resync {
+        if waits_for_resync || self.follows_stale(session) {
             return;
         }
+        let Some(client) = self.clients.get_mut(&session) else { return };
         let mut batch = Batch::default();
         let mut refused: Vec<(u64, Refusal)> = Vec::new();
         let mut ahead = false;
@@ -137,6 +138,10 @@ impl HubState {
             let Some(channel) = self.channels.get_mut(&number).filter(|channel| channel.is_live()) else { continue };
             let Some(form) = channel.form.clone() else { continue };
             let Some(subscription) = client.subscriptions.get_mut(&number) else { continue };
+            // What is new begins at a version at which it is fresh; the others go on meanwhile.
+            if self.feeds.get(channel.feed()).is_some_and(|feed| feed.stale) {
+                continue;
+            }
             match (&subscription.standing, &pace) {
                 (Standing::New { resume, since }, _) => {
                     let waited = now.duration_since(*since);
@@ -204,9 +209,14 @@ impl HubState {
                 Pace::Live => {
                     client.outbox.send(Delivery::new([Item::Frame(shared.clone())], None));
                 }
-                // It is complete up to its own version, and that is what it is told.
+                // It is complete up to its own version, and that is what it is told. One that waits for a view is no later
+                // than that is old.
                 Pace::Behind(cursor) if !client.awaiting => {
-                    let frame = protocol::live(cursor, cursor.as_of, false);
+                    let late_ms = i64::try_from(BEAT_LATE.as_millis()).unwrap_or(i64::MAX);
+                    let recent = self.position.as_ref().is_some_and(|position| {
+                        position.cut.epoch == cursor.epoch && position.as_of < cursor.as_of.saturating_add(late_ms)
+                    });
+                    let frame = protocol::live(cursor, cursor.as_of, working && recent);
                     client.outbox.send(Delivery::new([Item::Frame(frame)], None));
                 }
                 Pace::Behind(_) => {}

@@ -300,7 +300,9 @@ impl HubState {
         if !self.feeds.contains_key(&spec.feed) {
             self.effects.push(Effect::Feed(spec.feed.clone()));
         }
-        let feed: &mut Feed = self.feeds.entry(spec.feed.clone()).or_default();
+        let is_view = self.is_view(&spec.feed);
+        let stale = is_view && self.is_stale(&spec.feed);
+        let feed: &mut Feed = self.feeds.entry(spec.feed.clone()).or_insert_with(|| Feed::new(is_view, stale));
         feed.channels.insert(number);
         feed.flying.insert(number);
         self.by_spec.insert(spec.clone(), number);
@@ -399,6 +401,10 @@ impl HubState {
     pub(super) fn answer_readers(&mut self, number: ChannelNumber) {
         let Some(position) = &self.position else { return };
         let Some(channel) = self.channels.get_mut(&number) else { return };
+        // Those of a stale view wait until it is fresh.
+        if self.feeds.get(channel.feed()).is_some_and(|feed| feed.stale) {
+            return;
+        }
         let Some(form) = channel.form.clone() else { return };
         for (_, reply) in std::mem::take(&mut channel.readers) {
             let public = matches!(channel.spec.policy, ResolvedPolicy::Public);
@@ -460,6 +466,7 @@ impl HubState {
             }
         }
         self.give_up_behind_resyncs(now);
+        self.give_up_on_stale(now);
         for parked in std::mem::take(&mut self.parked) {
             if now.duration_since(parked.since) < timeout {
                 self.parked.push(parked);
@@ -485,12 +492,22 @@ impl HubState {
             }
         }
         for (session, number) in late {
-            let removed =
-                client_of(&mut self.clients, session, |client| client.subscriptions.remove(&number)).flatten();
-            self.leave(number, session, now);
-            for id in removed.map(|subscription| subscription.ids).unwrap_or_default() {
-                self.refuse_id(session, id, &refusal);
-            }
+            self.refuse_subscription(session, number, &refusal, now);
+        }
+    }
+
+    /// A subscription that waits no longer; its ids are told why.
+    pub(super) fn refuse_subscription(
+        &mut self,
+        session: SessionId,
+        number: ChannelNumber,
+        refusal: &Refusal,
+        now: Instant,
+    ) {
+        let removed = client_of(&mut self.clients, session, |client| client.subscriptions.remove(&number)).flatten();
+        self.leave(number, session, now);
+        for id in removed.map(|subscription| subscription.ids).unwrap_or_default() {
+            self.refuse_id(session, id, refusal);
         }
     }
 

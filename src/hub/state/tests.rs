@@ -13,7 +13,7 @@ use crate::hub::inbox::{Inbox, inbox};
 use crate::hub::{Command, HubSettings, SessionId, Subscribe};
 use crate::identity::{Claims, Identity, ResolvedPolicy};
 use crate::protocol::{self, ChannelNumber, Resume};
-use crate::publication::{Catalogue, Column, FeedKey, Policy, Publication, Schema};
+use crate::publication::{Catalogue, Column, FeedKey, Policy, Publication, Schema, Source};
 use crate::query::{ChannelRequest, Comparison, Filter};
 use crate::rows::Rows;
 use crate::snapshots::{Fresh, HeldLock, Place};
@@ -54,11 +54,13 @@ fn publication(name: &str) -> Publication {
         feed: feed(name),
         id: 1,
         relation: format!("public.{name}"),
+        source: if name == "v" { Source::View } else { Source::Table },
         policy: Policy::Public,
         schema: Arc::new(schema()),
         schema_id: schema().id().into(),
         casts: casts(&schema()),
         bulk_rows: 10_000,
+        refresh: Duration::from_millis(250),
         key_sql: String::new(),
         row_sql: String::new(),
         by_key_sql: String::new(),
@@ -80,6 +82,18 @@ fn row(id: u64, n: u64) -> (Key, Arc<Row>) {
     (Key::new(format!("[{id}]")), Arc::new(Row::parse(&format!("[{id},{n}]")).expect("a row")))
 }
 
+fn beat(epoch: &str, base: u64, version: u64, touched: &[&str], stale: &[&str]) -> Beat {
+    let cut = cut_of(epoch, version);
+    Beat {
+        base: Version(base),
+        polled_at: cut.as_of,
+        cut,
+        touched: touched.iter().map(|name| Touched { feed: feed(name), parts: 1 }).collect(),
+        catalogue: String::new(),
+        stale: stale.iter().map(|name| feed(name)).collect(),
+    }
+}
+
 impl Node {
     fn new() -> Self {
         let (commands, taken) = mpsc::channel(64);
@@ -87,7 +101,7 @@ impl Node {
         let state = HubState::new(HubSettings::default(), now);
         let mut node = Self { state, now, commands, _taken: taken, effects: Vec::new() };
         let catalogue = Catalogue {
-            publications: ["a", "b"].map(|name| (name.into(), Arc::new(publication(name)))).into_iter().collect(),
+            publications: ["a", "b", "v"].map(|name| (name.into(), Arc::new(publication(name)))).into_iter().collect(),
         };
         node.state.on_catalogue(Some(Arc::new(catalogue)), now);
         node.beat(EPOCH, 40, 40, &[]);
@@ -100,10 +114,12 @@ impl Node {
     }
 
     fn beat(&mut self, epoch: &str, base: u64, version: u64, touched: &[&str]) {
-        let touched = touched.iter().map(|name| Touched { feed: feed(name), parts: 1 }).collect();
-        let cut = cut_of(epoch, version);
-        let beat = Beat { base: Version(base), polled_at: cut.as_of, cut, touched, catalogue: String::new() };
-        self.state.on_push(Push::Beat(beat), self.now);
+        self.beat_with(epoch, base, version, touched, &[]);
+    }
+
+    /// The same, with the views that are stale at the version.
+    fn beat_with(&mut self, epoch: &str, base: u64, version: u64, touched: &[&str], stale: &[&str]) {
+        self.state.on_push(Push::Beat(beat(epoch, base, version, touched, stale)), self.now);
         self.turn();
     }
 
@@ -130,12 +146,17 @@ impl Node {
 
     /// One version: what it says of each publication, pushed and closed.
     fn version(&mut self, version: u64, changes: &[Change<'_>]) {
+        self.version_with(version, changes, &[]);
+    }
+
+    /// The same, with the views that are stale at it.
+    fn version_with(&mut self, version: u64, changes: &[Change<'_>], stale: &[&str]) {
         for (name, rows) in changes {
             let entry = Self::entry(version - 1, version, Self::states(rows));
             self.state.on_push(Push::Entry(feed(name), entry), self.now);
         }
         let names: Vec<&str> = changes.iter().map(|(name, _)| *name).collect();
-        self.beat(EPOCH, version - 1, version, &names);
+        self.beat_with(EPOCH, version - 1, version, &names, stale);
     }
 
     fn marker(&mut self, version: u64, name: &str) {
@@ -1020,4 +1041,85 @@ fn what_waits_for_casts_of_one_identity_is_cast_and_opened_for_the_next() {
     assert_eq!(node.state.channels.len(), 1);
     let spec = node.state.channels.values().next().expect("a channel").spec.policy.clone();
     assert!(format!("{spec:?}").contains(r#""2""#), "{spec:?}");
+}
+
+/// A client of the table `a` and of the view `v`, up to date at version 40.
+fn client_of_table_and_view(node: &mut Node) -> Inbox {
+    let mut client = node.attach(1);
+    node.subscribe(1, 1, "a", None);
+    node.subscribe(1, 2, "v", None);
+    for flight in node.flights() {
+        node.land(&flight, Place::At(Version(40)), &[(1, 100)]);
+    }
+    for _ in 0..2 {
+        take(&mut client);
+        node.written(1);
+    }
+    client
+}
+
+#[test]
+fn a_client_of_a_stale_view_moves_when_it_is_fresh_in_one_step() {
+    let mut node = Node::new();
+    let mut client = client_of_table_and_view(&mut node);
+    node.version_with(41, &[("a", &[(1, Some(41))])], &["v"]);
+    node.version_with(42, &[("a", &[(2, Some(42))])], &["v"]);
+    assert!(take(&mut client).is_empty(), "it stands still");
+    node.later(Duration::from_secs(6));
+    node.beat_with(EPOCH, 42, 42, &[], &["v"]);
+    node.later(Duration::from_secs(6));
+    assert!(take(&mut client).iter().all(|frame| (&frame["op"], &frame["version"]) == (&json!("live"), &json!(40))));
+    // Fresh, and stale again before the turn ends: it must not miss the version between.
+    let fresh = Node::entry(42, 43, Node::states(&[(1, Some(43))]));
+    node.state.on_push(Push::Entry(feed("v"), fresh), node.now);
+    node.state.on_push(Push::Beat(beat(EPOCH, 42, 43, &["v"], &[])), node.now);
+    node.state.on_push(Push::Beat(beat(EPOCH, 43, 44, &[], &["v"])), node.now);
+    node.turn();
+    let frames = take(&mut client);
+    assert_eq!(ops(&frames), ["step", "delta", "delta", "live"]);
+    assert!(frames.iter().all(|frame| frame["version"] == json!(43)), "{frames:?}");
+}
+
+#[test]
+fn what_is_new_on_a_stale_view_waits_and_holds_up_nobody() {
+    let mut node = Node::new();
+    let mut client = node.attach(1);
+    node.version_with(41, &[], &["v"]);
+    node.subscribe(1, 1, "a", None);
+    node.subscribe(1, 2, "v", None);
+    for flight in node.flights() {
+        node.land(&flight, Place::At(Version(41)), &[(1, 100)]);
+    }
+    assert_eq!(ops(&take(&mut client)), ["subscribed", "snapshot"]);
+    node.written(1);
+    node.version_with(42, &[("a", &[(1, Some(42))])], &["v"]);
+    assert_eq!(ops(&take(&mut client)), ["delta"]);
+    // The leader has found that it is as it was.
+    node.beat(EPOCH, 42, 42, &[]);
+    let frames = take(&mut client);
+    assert_eq!((ops(&frames), &frames[0]["version"]), (vec!["subscribed", "snapshot"], &json!(42)));
+
+    let mut late = node.attach(2);
+    node.version_with(43, &[], &["v"]);
+    node.subscribe(2, 1, "v", None);
+    node.later(Duration::from_secs(11));
+    let frames: Vec<Value> = take(&mut late).into_iter().filter(|frame| frame["op"] != "live").collect();
+    assert_eq!((ops(&frames), &frames[0]["code"]), (vec!["error"], &json!("unavailable")));
+}
+
+#[test]
+fn a_version_that_only_the_log_told_of_may_be_stale() {
+    let mut node = Node::new();
+    let mut client = client_of_table_and_view(&mut node);
+    node.state.on_push(Push::Lost, node.now);
+    let number = node.state.reading_logs.expect("a reading");
+    let read = |name: &str, entries: Vec<Arc<Entry>>| {
+        (feed(name), LogRead { head: Some(cut_of(EPOCH, 41)), entries: Some(entries) })
+    };
+    let changed = Node::entry(40, 41, Node::states(&[(1, Some(41))]));
+    node.state.on_logs(number, Some(vec![read("a", vec![changed]), read("v", vec![])]), node.now);
+    node.turn();
+    assert!(take(&mut client).is_empty(), "who knows how it stands with the view");
+    node.beat(EPOCH, 41, 41, &[]);
+    assert_eq!(ops(&take(&mut client)), ["delta", "live"]);
 }

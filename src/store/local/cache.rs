@@ -57,6 +57,14 @@ impl Cache {
         }
     }
 
+    pub fn extend_checkpoint(&mut self, feed: &FeedKey, channel: &str, ttl: Duration) -> bool {
+        let now = Instant::now();
+        let checkpoint = self.checkpoints.get_mut(&(feed.clone(), channel.to_owned()));
+        let Some(checkpoint) = checkpoint.filter(|checkpoint| checkpoint.ends > now) else { return false };
+        checkpoint.ends = now + ttl;
+        true
+    }
+
     fn remove(&mut self, place: &Place) {
         if let Some(checkpoint) = self.checkpoints.remove(place) {
             self.checkpoint_bytes -= checkpoint.bytes.len();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rowcast::capture::views::ViewLimits;
 use rowcast::capture::{catalogue, reader, slices};
 use rowcast::entry::States;
 use rowcast::publication::FeedKey;
@@ -30,7 +31,13 @@ struct Running {
 impl Running {
     fn start(database: PgConnectOptions, store: &Arc<dyn Store>) -> Self {
         let (sender, status) = watch::channel(RelayStatus::default());
-        let relay = Relay { database, store: store.clone(), node: "test".into(), status: sender };
+        let relay = Relay {
+            database,
+            store: store.clone(),
+            node: "test".into(),
+            view_limits: ViewLimits::default(),
+            status: sender,
+        };
         let stop = CancellationToken::new();
         Self { task: tokio::spawn(run(relay, stop.clone())), stop, status }
     }

@@ -11,6 +11,7 @@ crate::on_both_stores!(
     a_checkpoint_is_any_bytes_until_it_ends,
     checkpoints_of_other_channels_and_feeds_are_others,
     one_holds_a_lock_and_only_it_gives_it_back,
+    a_checkpoint_that_is_extended_lasts,
     a_lock_lapses,
     a_lock_that_is_renewed_lasts_and_only_its_holder_renews_it,
 );
@@ -27,6 +28,21 @@ async fn a_checkpoint_is_any_bytes_until_it_ends(bench: Bench) {
     assert_eq!(bench.second().checkpoint(&orders, "a").await.expect("an answer"), Some(bytes.clone()));
     store.put_checkpoint(&orders, "a", bytes, SHORT).await.expect("a checkpoint put");
     until("the end of a checkpoint", async || store.checkpoint(&orders, "a").await.ok()?.is_none().then_some(())).await;
+}
+
+async fn a_checkpoint_that_is_extended_lasts(bench: Bench) {
+    let (store, orders) = (&bench.store, &feed("orders"));
+    assert!(!store.extend_checkpoint(orders, "a", LONG).await.expect("an answer"), "there is none");
+    let while_the_test_runs_on = Duration::from_secs(1);
+    for channel in ["a", "b"] {
+        let bytes = Bytes::from_static(b"1");
+        store.put_checkpoint(orders, channel, bytes, while_the_test_runs_on).await.expect("a checkpoint put");
+    }
+    assert!(bench.second().extend_checkpoint(orders, "a", LONG).await.expect("an answer"));
+    // What was not extended, put as long ago, has ended.
+    until("the end of a checkpoint", async || store.checkpoint(orders, "b").await.ok()?.is_none().then_some(())).await;
+    assert!(!store.extend_checkpoint(orders, "b", LONG).await.expect("an answer"));
+    assert!(store.checkpoint(orders, "a").await.expect("an answer").is_some());
 }
 
 async fn checkpoints_of_other_channels_and_feeds_are_others(bench: Bench) {

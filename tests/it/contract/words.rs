@@ -130,7 +130,10 @@ pub fn parts(fence: Fence, follows: u64, version: u64, parts: &[(&FeedKey, u32)]
 /// Lets an append close its version.
 pub fn closing(append: Append, touched: &[(&FeedKey, u32)]) -> Append {
     let touched = touched.iter().map(|&(feed, parts)| Touched { feed: feed.clone(), parts }).collect();
-    Append { closes: Some(Closing { touched, catalogue: "c1".to_owned(), forget: Vec::new() }), ..append }
+    Append {
+        closes: Some(Closing { touched, catalogue: "c1".to_owned(), forget: Vec::new(), stale: Vec::new() }),
+        ..append
+    }
 }
 
 /// A version with one part for each feed.
@@ -143,7 +146,14 @@ pub fn whole(fence: Fence, follows: u64, version: u64, feeds: &[&FeedKey]) -> Ap
 /// The beat of an idle second at a version.
 pub fn idle_beat(version: u64) -> Beat {
     let cut = cut(version);
-    Beat { base: Version(version), polled_at: cut.as_of + 777, cut, touched: Vec::new(), catalogue: "c1".to_owned() }
+    Beat {
+        base: Version(version),
+        polled_at: cut.as_of + 777,
+        cut,
+        touched: Vec::new(),
+        catalogue: "c1".to_owned(),
+        stale: Vec::new(),
+    }
 }
 
 /// The entry that a store makes of a version.

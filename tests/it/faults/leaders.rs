@@ -112,7 +112,7 @@ async fn a_version_whose_leader_dies_between_its_parts_never_happened() {
             let touched = vec![Touched { feed: fence_and_append.parts[0].feed.clone(), parts: 2 }];
             let late = Append {
                 parts: vec![Part { number: 1, ..fence_and_append.parts[0].clone() }],
-                closes: Some(Closing { touched, catalogue: String::new(), forget: Vec::new() }),
+                closes: Some(Closing { touched, catalogue: String::new(), forget: Vec::new(), stale: Vec::new() }),
                 ..fence_and_append
             };
             let refused = store.append(&late).await;

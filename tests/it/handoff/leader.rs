@@ -113,6 +113,7 @@ impl Leader {
                 polled_at: poll.polled_at.max(self.position.as_of),
                 touched: Vec::new(),
                 catalogue: self.catalogue.clone(),
+                stale: Vec::new(),
             };
             self.store.beat(self.fence, &beat).await.expect("a beat");
         }
@@ -155,6 +156,7 @@ impl Leader {
                 touched: touched.collect(),
                 catalogue: read.catalogue.clone(),
                 forget: read.forget.clone(),
+                stale: Vec::new(),
             }),
         };
         self.store.append(&append).await.expect("an append");
