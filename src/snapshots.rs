@@ -69,6 +69,8 @@ pub struct OpenOrder {
     pub at_least: Version,
     /// Spare rows are wanted: a checkpoint that is itself short of them is of no use.
     pub refill: bool,
+    /// How often a window that was read for this order had too few spare rows when it landed.
+    pub ran_out: u32,
 }
 
 /// Where rows stand that were read outside of a cut.
@@ -348,7 +350,7 @@ impl Snapshots {
             && order.catalogue_id.as_deref() == Some(&*described.id())
             && self.stands_at(connection, publication, &order.at.snapshot).await?;
 
-        let reading = read_rows(connection, publication, &order.spec, &view, &self.settings);
+        let reading = read_rows(connection, publication, order, &view, &self.settings);
         tokio::pin!(reading);
         let mut looks = tokio::time::interval(WAITERS_POLL);
         looks.tick().await;
@@ -423,14 +425,16 @@ async fn begin(connection: &mut PoolConnection<Postgres>, relation: &str) -> Res
 async fn read_rows(
     connection: &mut PoolConnection<Postgres>,
     publication: &Publication,
-    spec: &ChannelSpec,
+    order: &OpenOrder,
     view: &View,
     settings: &SnapshotSettings,
 ) -> Result<(Vec<(Key, Arc<Row>)>, bool), OpenError> {
     let Publication { key_sql, row_sql, relation, .. } = publication;
     // All three come from `rowcast.describe()`, with identifiers quoted.
     let mut sql = format!("select {key_sql}, {row_sql} from {relation} as r where true");
+    let spec = &order.spec;
     let filter = spec.filter();
+    let rows_max = view.limit().map(|limit| Window::reading(limit, order.ran_out));
     let mut values = Vec::new();
     let filters = match &filter {
         Filter::All(all) => all.as_slice(),
@@ -454,8 +458,8 @@ async fn read_rows(
             sql.push_str(&format!(" and r.{name} = ${number}::text collate \"C\""));
         }
     }
-    if let Some(limit) = view.limit() {
-        sql.push_str(&format!("{} limit {}", order_sql(spec, &publication.schema), Window::reading(limit)));
+    if let Some(rows_max) = rows_max {
+        sql.push_str(&format!("{} limit {rows_max}", order_sql(spec, &publication.schema)));
     }
     let mut reading = sqlx::query(AssertSqlSafe(sql)).persistent(false);
     for value in values {
@@ -486,7 +490,7 @@ async fn read_rows(
             return Ok((members, false));
         }
     }
-    let all = view.limit().is_none_or(|limit| read < Window::reading(limit));
+    let all = rows_max.is_none_or(|rows_max| read < rows_max);
     if members.is_empty() && !all && view.limit() != Some(0) {
         return Err(OpenError::Again("none of the rows that were read is a member".to_owned()));
     }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::channel::{Change, Channel, Feed, FeedStep, Flight, Phase, Settling};
+use super::channel::{Change, Channel, Feed, FeedStep, Flight, Overtaken, Phase, Settling};
 use super::index::Concern;
 use super::session::{Client, Standing};
 use super::{HubSettings, HubStatus, Published, SessionId};
@@ -513,9 +513,20 @@ impl HubState {
             match settling.and_then(|flight| flight.settling.as_mut()).map(|settling| settling.step(step)) {
                 None => {}
                 Some(Ok(())) => self.land_if_there(number),
-                Some(Err(_)) => self.fly_again(number, step.cut.version, None),
+                Some(Err(why)) => self.overtaken(number, step.cut.version, &why),
             }
         }
+    }
+
+    /// A step of this version went past rows that were on their way: they are read again.
+    fn overtaken(&mut self, number: ChannelNumber, version: Version, why: &Overtaken) {
+        if let Some(channel) = self.channels.get_mut(&number) {
+            tracing::debug!(channel = %channel.feed(), %why, "rows were overtaken");
+            if let Some(flight) = channel.flight().filter(|_| matches!(why, Overtaken::RanOut(_))) {
+                flight.ran_out += 1;
+            }
+        }
+        self.fly_again(number, version, None);
     }
 
     pub(super) fn too_many_rows(&self) -> Refusal {
@@ -561,6 +572,7 @@ impl HubState {
         let Some(channel) = self.channels.get_mut(&number) else { return };
         if channel.is_live() {
             tracing::info!(channel = %channel.feed(), why, version = %marker, "resync");
+            metrics::resync();
             let refill = channel.flight().and_then(|flight| flight.settling.take());
             self.effects.extend(refill.and_then(|settling| settling.lock).map(Effect::Unlock));
             self.flights_begun += 1;
@@ -575,21 +587,23 @@ impl HubState {
     /// A window has too few rows to show. The spare rows that are on their way, if they are, serve.
     fn run_out(&mut self, number: ChannelNumber, before: &Cut, version: Version) {
         let Some(channel) = self.channels.get_mut(&number) else { return };
-        match &mut channel.phase {
-            Phase::Live { refill } if refill.is_some() => {
-                tracing::debug!(channel = %channel.spec.feed, version = %version, "a window waits for its spare rows");
-                if let Some(flight) = refill.take() {
-                    self.freeze(number, before, flight);
-                }
-            }
-            _ => self.resync(number, before, version, "its window ran out"),
-        }
+        tracing::debug!(channel = %channel.feed(), %version, "a window has run out");
+        metrics::window_ran_out();
+        let refill = match &mut channel.phase {
+            Phase::Live { refill } => refill.take(),
+            Phase::Opening(_) | Phase::Resync { .. } => None,
+        };
+        let flight = refill.unwrap_or_else(|| {
+            self.flights_begun += 1;
+            self.grounded.push(number);
+            Flight::new(self.flights_begun, version)
+        });
+        self.freeze(number, before, flight);
     }
 
     /// A live channel and its clients stand still until a flight has landed.
     fn freeze(&mut self, number: ChannelNumber, before: &Cut, flight: Flight) {
         let Some(channel) = self.channels.get_mut(&number) else { return };
-        metrics::resync();
         for session in &channel.subscribers {
             if let Some(client) = self.clients.get_mut(session)
                 && client
@@ -612,6 +626,7 @@ impl HubState {
     fn refill(&mut self, number: ChannelNumber) {
         let Some(channel) = self.channels.get_mut(&number).filter(|channel| !channel.has_flight()) else { return };
         tracing::debug!(channel = %channel.feed(), "a window runs low");
+        metrics::window_refill();
         self.flights_begun += 1;
         channel.phase = Phase::Live { refill: Some(Flight::new(self.flights_begun, Version(0))) };
         if let Some(feed) = self.feeds.get_mut(channel.feed()) {
@@ -684,6 +699,7 @@ impl HubState {
                     catalogue_id: position.catalogue_id.clone(),
                     at_least: flight.at_least,
                     refill,
+                    ran_out: flight.ran_out,
                 }),
             });
         }
@@ -756,8 +772,7 @@ impl HubState {
         let here = FeedStep { cut: position.cut.clone(), base: position.cut.version, change: Change::Nothing };
         for step in kept.iter().map(Arc::as_ref).chain([&here]) {
             if let Err(why) = settling.step(step) {
-                tracing::debug!(channel = %feed_key, why, "a resync overtook the rows");
-                self.fly_again(number, step.cut.version, None);
+                self.overtaken(number, step.cut.version, &why);
                 return;
             }
         }

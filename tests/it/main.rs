@@ -20,3 +20,4 @@ mod real_input;
 mod steps;
 mod store_faults;
 mod tidy;
+mod transitions;
