@@ -138,13 +138,17 @@ impl Checkpoint {
         .map(Bytes::from)
     }
 
-    /// Reads the text form of a channel's checkpoint.
+    /// Reads the text form of a channel's checkpoint. `known`: the feed's columns as the caller has them, to be shared if
+    /// the checkpoint's are the same.
     ///
     /// # Errors
     /// Anything that [`Self::encode`] does not write for this channel.
-    pub fn decode(bytes: &[u8], spec: &ChannelSpec) -> Result<Self, BadCheckpoint> {
+    pub fn decode(bytes: &[u8], spec: &ChannelSpec, known: &Arc<Schema>) -> Result<Self, BadCheckpoint> {
         let reading: Reading<'_> = serde_json::from_slice(bytes)?;
-        let feed_schema = Arc::new(reading.feed_schema.unwrap_or_else(|| reading.schema.clone()));
+        let feed_schema = match reading.feed_schema.as_ref().unwrap_or(&reading.schema) {
+            same if *same == **known => known.clone(),
+            other => Arc::new(other.clone()),
+        };
         let view = View::new(spec, &feed_schema).ok_or(BadCheckpoint::Schema)?;
         if **view.schema() != reading.schema {
             return Err(BadCheckpoint::Schema);
@@ -280,14 +284,19 @@ mod tests {
     fn a_checkpoint_comes_back_whole() {
         let written = checkpoint();
         let bytes = written.encode().expect("JSON");
-        let read = Checkpoint::decode(&bytes, &spec(ids(Some("id"), None))).expect("a checkpoint");
+        let read = Checkpoint::decode(
+            &bytes,
+            &spec(ids(Some("id"), None)),
+            &Arc::new(Schema { columns: vec![], key: vec![] }),
+        )
+        .expect("a checkpoint");
         assert_eq!((&read.cut, read.view.schema()), (&written.cut, written.view.schema()));
         assert_eq!(read.view.feed_schema_id(), written.view.feed_schema_id());
         assert_eq!(read.rows.holes(), [(Version(40), Version(43))]);
         assert_eq!(read.rows.changes_since(Version(40)), written.rows.changes_since(Version(40)));
         assert_eq!((read.rows.floor(), read.rows.changed()), (Version(40), Version(43)));
         read.rows.check_invariants();
-        let other = Checkpoint::decode(&bytes, &spec(Query::default()));
+        let other = Checkpoint::decode(&bytes, &spec(Query::default()), written.view.feed_schema());
         assert!(matches!(other, Err(BadCheckpoint::Schema)), "rows without `n` are not those of another channel");
     }
 
@@ -295,9 +304,10 @@ mod tests {
     fn a_window_comes_back_with_its_spare_rows_and_rolls_forward_until_they_run_out() {
         let query = ids(Some("id"), Some(2));
         let view = view(query.clone());
+        let known = view.feed_schema().clone();
         let rows = Rows::read(&view, Version(40), (1..=4).map(row).collect(), false);
         let bytes = Checkpoint { cut: cut(40), view, rows }.encode().expect("JSON");
-        let read = || Checkpoint::decode(&bytes, &spec(query.clone())).expect("a checkpoint");
+        let read = || Checkpoint::decode(&bytes, &spec(query.clone()), &known).expect("a checkpoint");
         assert_eq!((read().rows.len(), read().rows.spare().count()), (2, 2));
         assert_eq!(read().rows.horizon().map(|(key, _)| key.clone()), Some(Key::new("[4]")));
         let gone = |version, ids: &[u32]| {

@@ -53,6 +53,9 @@ const OTHERS_POLL: Duration = Duration::from_millis(25);
 /// How long one flight tries to lock its table; the hub then starts another.
 const TABLE_LOCK_WAIT: Duration = Duration::from_secs(3);
 
+/// A value of more bytes is null in its row, unless it is the key's: see `rowcast.row_sql()`.
+const LARGE_BYTES: usize = 1 << 20;
+
 /// How often a running query looks whether somebody waits behind its lock.
 const WAITERS_POLL: Duration = Duration::from_millis(300);
 
@@ -277,8 +280,8 @@ impl Snapshots {
                 return None;
             }
         };
-        let spec = order.spec.clone();
-        let decoded = tokio::task::spawn_blocking(move || Checkpoint::decode(&bytes, &spec)).await;
+        let (spec, known) = (order.spec.clone(), order.publication.schema.clone());
+        let decoded = tokio::task::spawn_blocking(move || Checkpoint::decode(&bytes, &spec, &known)).await;
         let checkpoint = match decoded {
             Ok(Ok(checkpoint)) => checkpoint,
             Ok(Err(error)) => {
@@ -342,7 +345,10 @@ impl Snapshots {
         if publication.schema_id != order.publication.schema_id && !is_plain {
             return Err(OpenError::Again("the columns have changed".to_owned()));
         }
-        let Some(view) = View::new(&order.spec, &publication.schema).map(Arc::new) else {
+        // Ten thousand channels of a publication share its columns.
+        let is_known = publication.schema_id == order.publication.schema_id;
+        let schema = if is_known { &order.publication.schema } else { &publication.schema };
+        let Some(view) = View::new(&order.spec, schema).map(Arc::new) else {
             let message = "the publication no longer has a column of the query";
             return Err(OpenError::Refused(Refusal::new(ErrorCode::BadQuery, message)));
         };
@@ -501,8 +507,15 @@ async fn read_rows(
 fn order_sql(spec: &ChannelSpec, schema: &Schema) -> String {
     let mut sql = String::new();
     for by in spec.order(schema) {
-        let is_text = schema.columns.iter().any(|column| column.name == by.column && is_text(&column.type_name));
-        let collation = if is_text { " collate \"C\"" } else { "" };
+        let place = schema.columns.iter().position(|column| column.name == by.column);
+        let mut value = format!("r.{}", quoted(&by.column));
+        if place.is_some_and(|place| is_text(&schema.columns[place].type_name)) {
+            if !place.is_some_and(|place| schema.key.contains(&place)) {
+                // In a row it is null then, and that is what it is sorted by.
+                value = format!("(case when pg_catalog.octet_length({value}) <= {LARGE_BYTES} then {value} end)");
+            }
+            value.push_str(" collate \"C\"");
+        }
         let dir = match by.dir {
             Direction::Asc => "asc",
             Direction::Desc => "desc",
@@ -512,7 +525,7 @@ fn order_sql(spec: &ChannelSpec, schema: &Schema) -> String {
             Nulls::Last => "last",
         };
         sql.push_str(if sql.is_empty() { " order by " } else { ", " });
-        sql.push_str(&format!("r.{}{collation} {dir} nulls {nulls}", quoted(&by.column)));
+        sql.push_str(&format!("{value} {dir} nulls {nulls}"));
     }
     sql
 }
@@ -523,4 +536,30 @@ fn is_text(type_name: &str) -> bool {
 
 fn quoted(identifier: &str) -> String {
     format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::ResolvedPolicy;
+    use crate::protocol::OrderBy;
+    use crate::publication::Column;
+
+    #[test]
+    fn windows_are_ordered_as_rows_are_in_memory_and_the_key_comes_last() {
+        let columns = vec![Column::new("slug", "text"), Column::new("n", "int4"), Column::new("no\"te", "text")];
+        let schema = Schema { columns, key: vec![0] };
+        let by = |column: &str, dir, nulls| OrderBy { column: column.into(), dir, nulls };
+        let order = vec![by("n", Direction::Desc, Nulls::First), by("no\"te", Direction::Asc, Nulls::Last)];
+        let feed = FeedKey { name: "a".into(), generation: 1 };
+        let spec = ChannelSpec { feed, policy: ResolvedPolicy::Public, query: Query { order, ..Query::default() } };
+        assert_eq!(
+            order_sql(&spec, &schema),
+            concat!(
+                r#" order by r."n" desc nulls first"#,
+                r#", (case when pg_catalog.octet_length(r."no""te") <= 1048576 then r."no""te" end) collate "C" asc nulls last"#,
+                r#", r."slug" collate "C" asc nulls last"#
+            )
+        );
+    }
 }
