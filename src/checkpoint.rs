@@ -138,12 +138,13 @@ impl Checkpoint {
         .map(Bytes::from)
     }
 
-    /// Reads the text form of a channel's checkpoint.
+    /// Reads the text form of a channel's checkpoint. `known`: the feed's columns as the caller has them, to be shared if
+    /// the checkpoint's are the same.
     ///
     /// # Errors
     /// Anything that [`Self::encode`] does not write for this channel.
-    pub fn decode(bytes: &[u8], spec: &ChannelSpec) -> Result<Self, BadCheckpoint> {
-        Self::decode_by(bytes, |feed_schema| View::new(spec, feed_schema))
+    pub fn decode(bytes: &[u8], spec: &ChannelSpec, known: &Arc<Schema>) -> Result<Self, BadCheckpoint> {
+        Self::decode_by(bytes, Some(known), |feed_schema| View::new(spec, feed_schema))
     }
 
     /// Reads the text form of rows of which everything is shown.
@@ -151,12 +152,20 @@ impl Checkpoint {
     /// # Errors
     /// Anything that [`Self::encode`] does not write for them.
     pub fn decode_whole(bytes: &[u8]) -> Result<Self, BadCheckpoint> {
-        Self::decode_by(bytes, |feed_schema| Some(View::whole(feed_schema)))
+        Self::decode_by(bytes, None, |feed_schema| Some(View::whole(feed_schema)))
     }
 
-    fn decode_by(bytes: &[u8], view: impl FnOnce(&Arc<Schema>) -> Option<View>) -> Result<Self, BadCheckpoint> {
+    fn decode_by(
+        bytes: &[u8],
+        known: Option<&Arc<Schema>>,
+        view: impl FnOnce(&Arc<Schema>) -> Option<View>,
+    ) -> Result<Self, BadCheckpoint> {
         let reading: Reading<'_> = serde_json::from_slice(bytes)?;
-        let feed_schema = Arc::new(reading.feed_schema.unwrap_or_else(|| reading.schema.clone()));
+        let feed_schema = reading.feed_schema.as_ref().unwrap_or(&reading.schema);
+        let feed_schema = match known.filter(|known| ***known == *feed_schema) {
+            Some(same) => same.clone(),
+            None => Arc::new(feed_schema.clone()),
+        };
         let view = view(&feed_schema).ok_or(BadCheckpoint::Schema)?;
         if **view.schema() != reading.schema {
             return Err(BadCheckpoint::Schema);
@@ -292,14 +301,19 @@ mod tests {
     fn a_checkpoint_comes_back_whole() {
         let written = checkpoint();
         let bytes = written.encode().expect("JSON");
-        let read = Checkpoint::decode(&bytes, &spec(ids(Some("id"), None))).expect("a checkpoint");
+        let read = Checkpoint::decode(
+            &bytes,
+            &spec(ids(Some("id"), None)),
+            &Arc::new(Schema { columns: vec![], key: vec![] }),
+        )
+        .expect("a checkpoint");
         assert_eq!((&read.cut, read.view.schema()), (&written.cut, written.view.schema()));
         assert_eq!(read.view.feed_schema_id(), written.view.feed_schema_id());
         assert_eq!(read.rows.holes(), [(Version(40), Version(43))]);
         assert_eq!(read.rows.changes_since(Version(40)), written.rows.changes_since(Version(40)));
         assert_eq!((read.rows.floor(), read.rows.changed()), (Version(40), Version(43)));
         read.rows.check_invariants();
-        let other = Checkpoint::decode(&bytes, &spec(Query::default()));
+        let other = Checkpoint::decode(&bytes, &spec(Query::default()), written.view.feed_schema());
         assert!(matches!(other, Err(BadCheckpoint::Schema)), "rows without `n` are not those of another channel");
     }
 
@@ -307,9 +321,10 @@ mod tests {
     fn a_window_comes_back_with_its_spare_rows_and_rolls_forward_until_they_run_out() {
         let query = ids(Some("id"), Some(2));
         let view = view(query.clone());
+        let known = view.feed_schema().clone();
         let rows = Rows::read(&view, Version(40), (1..=4).map(row).collect(), false);
         let bytes = Checkpoint { cut: cut(40), view, rows }.encode().expect("JSON");
-        let read = || Checkpoint::decode(&bytes, &spec(query.clone())).expect("a checkpoint");
+        let read = || Checkpoint::decode(&bytes, &spec(query.clone()), &known).expect("a checkpoint");
         assert_eq!((read().rows.len(), read().rows.spare().count()), (2, 2));
         assert_eq!(read().rows.horizon().map(|(key, _)| key.clone()), Some(Key::new("[4]")));
         let gone = |version, ids: &[u32]| {

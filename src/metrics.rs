@@ -27,6 +27,8 @@ const SNAPSHOT_CACHE: &str = "rowcast_snapshot_cache_total";
 const SNAPSHOT_QUERIES: &str = "rowcast_snapshot_queries_total";
 const LEADER: &str = "rowcast_leader";
 const RESYNCS: &str = "rowcast_resyncs_total";
+const WINDOW_REFILLS: &str = "rowcast_window_refills_total";
+const WINDOWS_RUN_OUT: &str = "rowcast_windows_run_out_total";
 const LOG_READS: &str = "rowcast_log_reads_total";
 const AUDIT_DROPPED: &str = "rowcast_audit_dropped_total";
 const SUBSCRIPTIONS: &str = "rowcast_subscriptions_total";
@@ -123,6 +125,8 @@ fn describe() {
     describe_counter!(SNAPSHOT_QUERIES, Unit::Count, "Snapshot queries that this node has sent to Postgres");
     describe_gauge!(LEADER, Unit::Count, "1 where this node is the leader");
     describe_counter!(RESYNCS, Unit::Count, "Channels that were compared with Postgres again because of a marker");
+    describe_counter!(WINDOW_REFILLS, Unit::Count, "Windows whose spare rows were read again before they ran out");
+    describe_counter!(WINDOWS_RUN_OUT, Unit::Count, "Windows that stood still because they had run out of spare rows");
     describe_counter!(LOG_READS, Unit::Count, "Times that this node went on by the log because a push was missing");
     describe_counter!(AUDIT_DROPPED, Unit::Count, "Records that the audit table did not get, because too many waited");
     describe_counter!(
@@ -139,7 +143,17 @@ fn describe() {
 
 /// A figure that never moved is 0, not absent: a rate over an absent series is no answer.
 fn begin_at_zero() {
-    for name in [CUTS, SNAPSHOT_QUERIES, RESYNCS, LOG_READS, AUDIT_DROPPED, FRAMES_SENT, BYTES_SENT] {
+    for name in [
+        CUTS,
+        SNAPSHOT_QUERIES,
+        RESYNCS,
+        WINDOW_REFILLS,
+        WINDOWS_RUN_OUT,
+        LOG_READS,
+        AUDIT_DROPPED,
+        FRAMES_SENT,
+        BYTES_SENT,
+    ] {
         counter!(name).increment(0);
     }
     for name in [SESSIONS, CHANNELS, LEADER] {
@@ -270,6 +284,16 @@ pub fn jwks_fetched(is_ok: bool) {
 /// A channel was resynced.
 pub fn resync() {
     counter!(RESYNCS).increment(1);
+}
+
+/// A window asked for spare rows while it went on.
+pub fn window_refill() {
+    counter!(WINDOW_REFILLS).increment(1);
+}
+
+/// A window stands still until it was read again.
+pub fn window_ran_out() {
+    counter!(WINDOWS_RUN_OUT).increment(1);
 }
 
 #[cfg(test)]

@@ -74,6 +74,8 @@ pub struct OpenOrder {
     pub at_least: Version,
     /// Spare rows are wanted: a checkpoint that is itself short of them is of no use.
     pub refill: bool,
+    /// How often a window that was read for this order had too few spare rows when it landed.
+    pub ran_out: u32,
 }
 
 /// Where rows stand that were read outside of a cut.
@@ -340,8 +342,8 @@ impl Snapshots {
     async fn rolled_forward(&self, order: &OpenOrder, hash: &str) -> Option<Fresh> {
         let feed = &order.spec.feed;
         let bytes = self.bytes(feed, hash).await?;
-        let spec = order.spec.clone();
-        let decoded = tokio::task::spawn_blocking(move || Checkpoint::decode(&bytes, &spec)).await;
+        let (spec, known) = (order.spec.clone(), order.publication.schema.clone());
+        let decoded = tokio::task::spawn_blocking(move || Checkpoint::decode(&bytes, &spec, &known)).await;
         let checkpoint = match decoded {
             Ok(Ok(checkpoint)) => checkpoint,
             Ok(Err(error)) => {
@@ -413,7 +415,10 @@ impl Snapshots {
         if publication.schema_id != order.publication.schema_id && !order.spec.names_no_column() {
             return Err(OpenError::Again("the columns have changed".to_owned()));
         }
-        let Some(view) = View::new(&order.spec, &publication.schema).map(Arc::new) else {
+        // Ten thousand channels of a publication share its columns.
+        let is_known = publication.schema_id == order.publication.schema_id;
+        let schema = if is_known { &order.publication.schema } else { &publication.schema };
+        let Some(view) = View::new(&order.spec, schema).map(Arc::new) else {
             let message = "the publication no longer has a column of the query";
             return Err(OpenError::Refused(Refusal::new(ErrorCode::BadQuery, message)));
         };
@@ -421,7 +426,7 @@ impl Snapshots {
             && order.catalogue_id.as_deref() == Some(&*described.id())
             && self.stands_at(connection, publication, &order.at.snapshot).await?;
 
-        let reading = read_rows(connection, publication, &order.spec, &view, &self.settings);
+        let reading = read_rows(connection, publication, order, &view, &self.settings);
         tokio::pin!(reading);
         let mut looks = tokio::time::interval(WAITERS_POLL);
         looks.tick().await;
@@ -496,22 +501,24 @@ async fn begin(connection: &mut PoolConnection<Postgres>, relation: &str) -> Res
 async fn read_rows(
     connection: &mut PoolConnection<Postgres>,
     publication: &Publication,
-    spec: &ChannelSpec,
+    order: &OpenOrder,
     view: &View,
     settings: &SnapshotSettings,
 ) -> Result<(Vec<(Key, Arc<Row>)>, bool), OpenError> {
     let Publication { key_sql, row_sql, relation, .. } = publication;
+    let spec = &order.spec;
     let filter = spec.filter();
     let Some(condition) = Where::new([&filter], publication) else {
         return Err(OpenError::Again("a column of the query has changed".to_owned()));
     };
+    let rows_max = view.limit().map(|limit| Window::reading(limit, order.ran_out));
     // All three come from `rowcast.describe()`, with identifiers quoted.
     let mut sql = format!("select {key_sql}, {row_sql} from {relation} as r where {}", condition.sql);
-    if let Some(limit) = view.limit() {
+    if let Some(rows_max) = rows_max {
         let Some(order) = order_by(&spec.order(&publication.schema), publication) else {
             return Err(OpenError::Again("a column of the order has changed".to_owned()));
         };
-        sql.push_str(&format!(" order by {order} limit {}", Window::reading(limit)));
+        sql.push_str(&format!(" order by {order} limit {rows_max}"));
     }
     let mut reading = sqlx::query(AssertSqlSafe(sql)).persistent(false);
     for value in condition.values {
@@ -545,7 +552,7 @@ async fn read_rows(
             return Ok((members, false));
         }
     }
-    let all = view.limit().is_none_or(|limit| read < Window::reading(limit));
+    let all = rows_max.is_none_or(|rows_max| read < rows_max);
     if members.is_empty() && !all && view.limit() != Some(0) {
         return Err(OpenError::Again("none of the rows that were read is a member".to_owned()));
     }

@@ -26,7 +26,7 @@ use crate::channel::ChannelSpec;
 use crate::entry::{State, States};
 use crate::protocol::{ChannelForm, ChannelNumber, Refusal};
 use crate::publication::FeedKey;
-use crate::rows::Rows;
+use crate::rows::{RanOut, Rows};
 use crate::snapshots::{HeldLock, Place};
 use crate::store::Entry;
 use crate::version::{Cut, Version};
@@ -111,6 +111,15 @@ impl Feed {
     }
 }
 
+/// Why rows have to be read again that were on their way.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Overtaken {
+    #[error("{0}")]
+    Resync(String),
+    #[error(transparent)]
+    RanOut(#[from] RanOut),
+}
+
 /// Rows on their way to the node's version.
 #[derive(Debug)]
 pub(super) struct Settling {
@@ -126,7 +135,7 @@ impl Settling {
     ///
     /// # Errors
     /// The rows do not contain a resync that the step marks, or their window runs out: they have to be read again.
-    pub(super) fn step(&mut self, step: &FeedStep) -> Result<(), String> {
+    pub(super) fn step(&mut self, step: &FeedStep) -> Result<(), Overtaken> {
         match &self.place {
             Place::At(version) if step.cut.version <= *version => Ok(()),
             Place::At(_) => {
@@ -148,7 +157,7 @@ impl Settling {
         }
     }
 
-    fn apply(&mut self, step: &FeedStep) -> Result<(), String> {
+    fn apply(&mut self, step: &FeedStep) -> Result<(), Overtaken> {
         match &step.change {
             Change::Nothing => Ok(()),
             Change::States { schema_id, states } if schema_id == self.view.feed_schema_id() => {
@@ -156,10 +165,11 @@ impl Settling {
                     Place::At(version) => step.base.max(*version),
                     Place::Sees(_) => step.base,
                 };
-                self.rows.apply(base, step.cut.version, states, &self.view).map(drop).map_err(|error| error.to_string())
+                self.rows.apply(base, step.cut.version, states, &self.view)?;
+                Ok(())
             }
-            Change::States { .. } => Err("its columns changed".to_owned()),
-            Change::Marker(why) => Err(why.clone()),
+            Change::States { .. } => Err(Overtaken::Resync("its columns changed".to_owned())),
+            Change::Marker(why) => Err(Overtaken::Resync(why.clone())),
         }
     }
 
@@ -192,13 +202,15 @@ pub(super) struct Flight {
     pub(super) not_before: Option<Instant>,
     /// Rows below this version do not contain the marker that caused the flight.
     pub(super) at_least: Version,
+    /// How often what landed had too few spare rows.
+    pub(super) ran_out: u32,
     pub(super) settling: Option<Settling>,
 }
 
 impl Flight {
     /// A flight that has not begun.
     pub(super) fn new(number: u64, at_least: Version) -> Self {
-        Self { number, asked_at: None, not_before: None, at_least, settling: None }
+        Self { number, asked_at: None, not_before: None, at_least, ran_out: 0, settling: None }
     }
 }
 
@@ -428,9 +440,9 @@ mod tests {
             |version, snapshot| FeedStep { change: Change::Marker("ddl".into()), ..step(version, snapshot, &[]) };
         let mut rows = settling(Place::Sees("20:20:".parse().expect("a snapshot")));
         rows.step(&marker(42, "15:15:")).expect("the query saw it");
-        assert_eq!(rows.step(&marker(43, "25:25:")), Err("ddl".to_owned()));
+        assert_eq!(rows.step(&marker(43, "25:25:")), Err(Overtaken::Resync("ddl".to_owned())));
         let mut rows = settling(Place::At(Version(50)));
         rows.step(&marker(50, "25:25:")).expect("contained");
-        assert_eq!(rows.step(&marker(51, "26:26:")), Err("ddl".to_owned()));
+        assert_eq!(rows.step(&marker(51, "26:26:")), Err(Overtaken::Resync("ddl".to_owned())));
     }
 }

@@ -281,8 +281,8 @@ proptest! {
         let read = |table: &HashMap<u64, u64>, version| {
             let mut all: Vec<(u64, u64)> = table.iter().map(|(&id, &n)| (id, n)).collect();
             all.sort_by_key(|&(id, n)| (std::cmp::Reverse(n), id));
-            let is_all = all.len() < Window::reading(limit as usize);
-            all.truncate(Window::reading(limit as usize));
+            let is_all = all.len() < Window::reading(limit as usize, 0);
+            all.truncate(Window::reading(limit as usize, 0));
             Rows::read(&view, version, all.into_iter().map(|(id, n)| (key(id), row(id, n))).collect(), is_all)
         };
         let expected = |table: &HashMap<u64, u64>| -> HashMap<String, String> {

@@ -26,6 +26,9 @@ const SPARE_MIN: usize = 64;
 /// Spare rows read at most: they are a cushion against deletions, and not a second table.
 const SPARE_MAX: usize = 1_024;
 
+/// A cushion is doubled so often at most: to a thousand times.
+const DOUBLED_MAX: u32 = 10;
+
 /// 4 MiB: spare rows may be large ones, and nobody sees them.
 const SPARE_BYTES: usize = 4 << 20;
 
@@ -39,6 +42,8 @@ pub struct Window {
     shown: BTreeSet<Placed>,
     spare: BTreeSet<Placed>,
     spare_bytes: usize,
+    /// Spare rows wanted: twice as many are too many.
+    cushion: usize,
     /// Every member up to the place of this row is known; `None`: every member is. The row itself may be gone meanwhile.
     horizon: Option<(Placed, Arc<Row>)>,
     /// Spare rows when they were last read or trimmed.
@@ -63,9 +68,10 @@ pub(super) struct Moved {
 }
 
 impl Window {
-    /// Rows to read at most, for a limit: those that are shown, and a cushion.
-    pub fn reading(limit: usize) -> usize {
-        limit + spare_rows(limit)
+    /// Rows to read at most, for a limit: those that are shown, and a cushion, which is doubled for each time that it was
+    /// too small: a table that loses more rows in every version than a cushion has would keep its windows waiting.
+    pub fn reading(limit: usize, ran_out: u32) -> usize {
+        limit.saturating_add(spare_rows(limit) << ran_out.min(DOUBLED_MAX))
     }
 
     /// Whether spare rows of so many bytes are enough of a cushion, however few they are.
@@ -79,6 +85,7 @@ impl Window {
         let mut window = Self::empty(view)?;
         let places = members.iter().map(|(key, row)| (window.place(key, row), row.clone()));
         let last = places.max_by(|(a, _), (b, _)| a.cmp(b)).filter(|_| !all);
+        window.cushion = window.cushion.max(members.len().saturating_sub(window.limit));
         for (key, row) in members {
             window.set(&key, Some(row));
         }
@@ -98,6 +105,7 @@ impl Window {
         for (key, row) in members {
             window.set(&key, Some(row));
         }
+        window.cushion = window.cushion.max(window.members.len().saturating_sub(window.limit));
         window.horizon = horizon.map(|(key, row)| (window.place(&key, &row), row));
         window.settle();
         window.filled = spare_rows(window.limit);
@@ -105,9 +113,11 @@ impl Window {
     }
 
     fn empty(view: &View) -> Option<Self> {
+        let limit = view.limit()?;
         Some(Self {
             order: view.order().clone(),
-            limit: view.limit()?,
+            limit,
+            cushion: spare_rows(limit),
             members: HashMap::new(),
             shown: BTreeSet::new(),
             spare: BTreeSet::new(),
@@ -164,13 +174,12 @@ impl Window {
         Some(first)
     }
 
-    /// Twice the cushion is too much. What is let go of lies beyond the horizon then.
+    /// What is let go of lies beyond the horizon then.
     fn trim(&mut self, moved: &mut Moved) {
-        let rows = spare_rows(self.limit);
-        if self.spare.len() <= 2 * rows && self.spare_bytes <= 2 * SPARE_BYTES {
+        if self.spare.len() <= 2 * self.cushion && self.spare_bytes <= 2 * SPARE_BYTES {
             return;
         }
-        while (self.spare.len() > rows || self.spare_bytes > SPARE_BYTES)
+        while (self.spare.len() > self.cushion || self.spare_bytes > SPARE_BYTES)
             && let Some(last) = self.spare.pop_last()
         {
             self.spare_bytes -= self.members.remove(&last.key).map_or(0, |row| row.text().len());
@@ -233,12 +242,12 @@ impl Window {
         assert!(self.shown.last().is_none_or(|last| self.spare.first().is_none_or(|first| last < first)));
         let last = self.spare.last().or(self.shown.last());
         assert!(last.is_none_or(|last| self.horizon.as_ref().is_none_or(|(horizon, _)| last <= horizon)));
-        assert!(self.spare.len() <= 2 * spare_rows(self.limit));
+        assert!(self.spare.len() <= 2 * self.cushion);
         assert_eq!(self.spare_bytes, self.spare().map(|(_, row)| row.text().len()).sum::<usize>());
     }
 }
 
-/// The cushion of a limit.
+/// The usual cushion of a limit.
 fn spare_rows(limit: usize) -> usize {
     if limit == 0 { 0 } else { limit.clamp(SPARE_MIN, SPARE_MAX) }
 }

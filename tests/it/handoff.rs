@@ -5,8 +5,8 @@
 //! before it closes the cut reads the whole tables through the cut's own transaction. So it knows the exact content of
 //! every version before any client can. The nodes are real processes, whose relays cannot get the lease.
 
-mod leader;
-mod visitor;
+pub mod leader;
+pub mod visitor;
 mod writers;
 
 use std::sync::Arc;
@@ -49,9 +49,10 @@ async fn every_subscription_equals_the_table_at_every_version_it_is_told() {
     }
     let leaving = Arc::new(AtomicBool::new(false));
     let opened = Arc::new(AtomicUsize::new(0));
+    let channels = ["item", "few", "changing"];
     let mut visiting = Vec::new();
     for number in 0..VISITORS {
-        let visitor = Visitor::new(number, addresses, leader.oracle.clone(), opened.clone());
+        let visitor = Visitor::new(number, addresses, channels.to_vec(), leader.oracle.clone(), opened.clone());
         visiting.push(tokio::spawn(visitor.run(leaving.clone())));
     }
 

@@ -28,4 +28,5 @@ mod steps;
 mod store_faults;
 mod tidy;
 mod tokens;
+mod transitions;
 mod views;

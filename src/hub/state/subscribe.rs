@@ -554,7 +554,11 @@ impl HubState {
                     .get(&channel.feed().name)
                     .is_none_or(|publication| publication.feed != *channel.feed())
                     || before.is_some_and(|before| {
-                        named_columns(&channel.spec, before) != named_columns(&channel.spec, catalogue)
+                        let columns = |of: &Catalogue| {
+                            of.publications.get(&channel.feed().name).map(|known| known.schema_id.clone())
+                        };
+                        columns(before) != columns(catalogue)
+                            && named_columns(&channel.spec, before) != named_columns(&channel.spec, catalogue)
                     })
             })
             .map(|channel| channel.number)

@@ -15,15 +15,26 @@ use tokio::task::JoinHandle;
 use crate::harness::content::Content;
 use crate::harness::world::{World, run};
 
-/// What every publication contained at every version. `None`: somebody kept readers out, so that it is not known.
+/// A channel, and how Postgres is asked for its rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Query {
+    pub channel: &'static str,
+    pub publication: &'static str,
+    /// Those that its rows have, the key's and the order's included.
+    pub columns: &'static [&'static str],
+    /// `where … order by … limit …`, over the row `r`.
+    pub clause: &'static str,
+}
+
+/// What every channel contained at every version. `None`: somebody kept readers out, so that it is not known.
 #[derive(Default)]
 pub struct Oracle(RwLock<HashMap<Version, BTreeMap<String, Option<Content>>>>);
 
 impl Oracle {
     /// Outside, `None` where there was no such version.
-    pub fn content(&self, version: Version, publication: &str) -> Option<Option<Content>> {
+    pub fn content(&self, version: Version, channel: &str) -> Option<Option<Content>> {
         let versions = self.0.read().expect("a lock");
-        Some(versions.get(&version)?.get(publication).copied().flatten())
+        Some(versions.get(&version)?.get(channel).copied().flatten())
     }
 }
 
@@ -33,6 +44,8 @@ pub struct Leader {
     /// Cuts with markers, and how many of each kind.
     pub marked: usize,
     pub reasons: BTreeMap<&'static str, usize>,
+    /// Channels whose rows are written down too, besides those of whole publications.
+    queries: &'static [Query],
     reader: Reader,
     store: RedisStore,
     fence: Fence,
@@ -48,6 +61,11 @@ pub struct Leader {
 impl Leader {
     /// Comes into office, with an epoch of its own and a first cut in the store.
     pub async fn begin(world: &World) -> Self {
+        Self::begin_with(world, &[]).await
+    }
+
+    /// The same, knowing the rows of further channels.
+    pub async fn begin_with(world: &World, queries: &'static [Query]) -> Self {
         let database = world.postgres.url().options();
         let (mut lease, handle) = lease::acquire(&database).await.expect("the lease");
         let keeping = tokio::spawn(async move {
@@ -74,6 +92,7 @@ impl Leader {
             cuts: 0,
             marked: 0,
             reasons: BTreeMap::new(),
+            queries,
             reader,
             store,
             fence,
@@ -136,7 +155,7 @@ impl Leader {
         let Some(mut open) = self.reader.open(&epoch, &self.position.snapshot, &wanted).await.expect("a cut") else {
             return false;
         };
-        let contents = contents(&mut open).await;
+        let contents = contents(&mut open, self.queries).await;
         let read = open.close().await.expect("a version");
         assert!(read.cut.version > self.position.version && self.position.snapshot.is_within(&read.cut.snapshot));
         self.oracle.0.write().expect("a lock").insert(read.cut.version, contents);
@@ -182,7 +201,7 @@ impl Drop for Leader {
 
 /// What every publication contains in the cut's snapshot. A table that was not locked before the snapshot was taken is
 /// left out: after a rewrite it would look empty.
-async fn contents(open: &mut OpenCut<'_>) -> BTreeMap<String, Option<Content>> {
+async fn contents(open: &mut OpenCut<'_>, queries: &[Query]) -> BTreeMap<String, Option<Content>> {
     let publications: Vec<_> = open.described().catalogue.publications.values().cloned().collect();
     let locked: Vec<String> = sqlx::query_scalar(
         "select format('%I.%I', n.nspname, c.relname) from pg_locks as l join pg_class as c on c.oid = l.relation
@@ -200,6 +219,16 @@ async fn contents(open: &mut OpenCut<'_>) -> BTreeMap<String, Option<Content>> {
             false => None,
         };
         contents.insert(publication.feed.name.to_string(), content);
+        for query in queries.iter().filter(|query| *query.publication == *publication.feed.name) {
+            let content = match is_locked {
+                true => {
+                    let Query { columns, clause, .. } = query;
+                    Some(Content::of_query(open.connection(), &publication, columns, clause).await)
+                }
+                false => None,
+            };
+            contents.insert(query.channel.to_owned(), content);
+        }
     }
     contents
 }

@@ -49,6 +49,8 @@ impl AddAssign for Tally {
 pub struct Visitor {
     number: u64,
     addresses: [SocketAddr; 2],
+    /// What it may open, each by the name that the oracle has for it.
+    channels: Vec<&'static str>,
     oracle: Arc<Oracle>,
     opened: Arc<AtomicUsize>,
     chance: StdRng,
@@ -58,15 +60,21 @@ pub struct Visitor {
 /// A subscription, and what was compared last.
 struct Watched {
     handle: Handle,
-    publication: &'static str,
+    channel: &'static str,
     content: Option<Content>,
     compared: Option<Version>,
 }
 
 impl Visitor {
-    pub fn new(number: u64, addresses: [SocketAddr; 2], oracle: Arc<Oracle>, opened: Arc<AtomicUsize>) -> Self {
+    pub fn new(
+        number: u64,
+        addresses: [SocketAddr; 2],
+        channels: Vec<&'static str>,
+        oracle: Arc<Oracle>,
+        opened: Arc<AtomicUsize>,
+    ) -> Self {
         let chance = StdRng::seed_from_u64(1_000 + number);
-        Self { number, addresses, oracle, opened, chance, tally: Tally::default() }
+        Self { number, addresses, channels, oracle, opened, chance, tally: Tally::default() }
     }
 
     /// Comes and goes until it is time to leave.
@@ -78,17 +86,16 @@ impl Visitor {
     }
 
     async fn visit(&mut self) {
-        let mut publications = ["item", "few", "changing"];
-        publications.shuffle(&mut self.chance);
-        let publications = &publications[..self.chance.random_range(1..=3)];
+        self.channels.shuffle(&mut self.chance);
+        let channels = self.channels[..self.chance.random_range(1..=3)].to_vec();
         let address = self.address();
-        let (mut dash, handles) = Dash::open(address, publications).await;
+        let (mut dash, handles) = Dash::open(address, &channels).await;
         self.tally.subscriptions += handles.len();
         self.opened.fetch_add(handles.len(), Ordering::Relaxed);
         let mut watched: Vec<Watched> = handles
             .into_iter()
-            .zip(publications)
-            .map(|(handle, publication)| Watched { handle, publication, content: None, compared: None })
+            .zip(channels)
+            .map(|(handle, channel)| Watched { handle, channel, content: None, compared: None })
             .collect();
         // Everybody sees its subscriptions complete at least once.
         within("every subscription is complete", async {
@@ -141,7 +148,7 @@ impl Visitor {
                 watched.content = Some(Content::of_client(&dash.client, watched.handle));
             }
             watched.compared = Some(version);
-            let Some(known) = self.oracle.content(version, watched.publication) else {
+            let Some(known) = self.oracle.content(version, watched.channel) else {
                 panic!("visitor {} was told {version}, which never was", self.number);
             };
             match known {
@@ -149,7 +156,7 @@ impl Visitor {
                 content if content == watched.content => self.tally.comparisons += 1,
                 Some(content) => panic!(
                     "visitor {}: {} at {version} is {content:?}, the client has {:?}; {:?}; {events:?}",
-                    self.number, watched.publication, watched.content, dash.seen
+                    self.number, watched.channel, watched.content, dash.seen
                 ),
             }
         }

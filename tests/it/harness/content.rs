@@ -19,11 +19,23 @@ pub struct Content {
 impl Content {
     /// A published table, in the transaction of `connection`.
     pub async fn of_table(connection: &mut PgConnection, publication: &Publication) -> Self {
+        let columns: Vec<&str> = publication.schema.columns.iter().map(|column| &*column.name).collect();
+        Self::of_query(connection, publication, &columns, "").await
+    }
+
+    /// These columns of the rows that `clause` (`where …`, over `r`) finds in a published table.
+    pub async fn of_query(
+        connection: &mut PgConnection,
+        publication: &Publication,
+        columns: &[&str],
+        clause: &str,
+    ) -> Self {
         let Publication { key_sql, row_sql, relation, schema, .. } = publication;
-        let sql = format!("select {key_sql}, {row_sql} from {relation} as r");
+        let sql = format!("select {key_sql}, {row_sql} from {relation} as r {clause}");
         let rows: Vec<(String, String)> =
             sqlx::query_as(AssertSqlSafe(sql)).persistent(false).fetch_all(connection).await.expect("rows");
         let mut by_name: Vec<(&str, usize)> = schema.columns.iter().map(|column| &*column.name).zip(0..).collect();
+        by_name.retain(|(name, _)| columns.contains(name));
         by_name.sort_unstable();
         let mut content = Self::default();
         for (key, row) in rows {

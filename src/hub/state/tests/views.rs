@@ -379,3 +379,62 @@ proptest! {
         }
     }
 }
+
+/// What a step costs with so many live channels `n=eq.N`, each with a client and ten rows: CPU time in microseconds for
+/// each changed row, and for a tick.
+fn cost_with(channels: u64) -> (f64, f64) {
+    let mut node = Node::new();
+    let mut clients: Vec<Inbox> = (0..channels)
+        .map(|n| {
+            let rows: Vec<(u64, u64)> = (0..10).map(|row| (n * 10 + row, n)).collect();
+            node.client_of(n + 1, &format!("a?n=eq.{n}"), &rows, true)
+        })
+        .collect();
+    node.effects.clear();
+    let used = || {
+        let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_THREAD).expect("usage");
+        let (user, system) = (usage.user_time(), usage.system_time());
+        (user.tv_sec() + system.tv_sec()) as f64 * 1e6 + (user.tv_usec() + system.tv_usec()) as f64
+    };
+    let (batches, versions) = (60, 50);
+    let (mut version, mut stepping) = (40, 0.0);
+    for batch in 0..batches {
+        // A row enters some channel, and leaves it again.
+        let states: Vec<(u64, Vec<String>)> = (0..versions)
+            .map(|step| {
+                let n = (batch * versions + step) / 2 * 7_919 % channels;
+                (n, Node::states(&[(1_000_000, (step % 2 == 0).then_some(n))]))
+            })
+            .collect();
+        let entries: Vec<_> =
+            (version + 1..).zip(&states).map(|(at, (_, text))| Node::entry(at - 1, at, text.clone())).collect();
+        let before = used();
+        for entry in entries {
+            version += 1;
+            node.state.on_push(Push::Entry(feed("a"), entry), node.now);
+            node.beat(EPOCH, version - 1, version, &["a"]);
+        }
+        stepping += used() - before;
+        let told: usize = clients.iter_mut().map(|client| take(client).len()).sum();
+        assert_eq!(told as u64, versions, "one delta for each changed row");
+        for (n, _) in &states {
+            node.written(n + 1);
+        }
+    }
+    let before = used();
+    for _ in 0..10 {
+        node.state.on_tick(node.now);
+    }
+    (stepping / (batches * versions) as f64, (used() - before) / 10.0)
+}
+
+/// `cargo test --lib -- --ignored --nocapture ten_thousand`
+#[test]
+#[ignore = "a figure, which takes a while"]
+fn ten_thousand_channels_cost_a_changed_row_what_one_costs() {
+    let (one, tick_of_one) = cost_with(1);
+    let (many, tick_of_many) = cost_with(10_000);
+    println!("a changed row: {one:.1} µs with 1 channel, {many:.1} µs with 10,000, {:.2} times as much", many / one);
+    println!("a tick: {tick_of_one:.1} µs with 1 channel, {tick_of_many:.1} µs with 10,000");
+    assert!(many < 3.0 * one, "a step that touches one channel must not look at the others");
+}
