@@ -123,6 +123,11 @@ begin
     if policy is null or policy = '' then
         raise exception 'a publication needs a policy' using errcode = 'null_value_not_allowed',
             hint = 'public, authenticated, rls, or a filter such as tenant_id=eq.{tenant_id}.';
+    elsif policy = 'rls' and not coalesce((select c.relrowsecurity and c.relkind in ('r', 'p') from pg_class as c
+                                           where c.oid = check_policy.relation), false) then
+        raise exception '% has no row security', check_policy.relation using errcode = 'object_not_in_prerequisite_state',
+            detail = 'The policy rls leaves it to Postgres who sees which rows.',
+            hint = format('alter table %s enable row level security', check_policy.relation);
     elsif policy in ('public', 'authenticated', 'rls') then
         return;
     end if;

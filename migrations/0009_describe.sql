@@ -2,7 +2,8 @@
 
 create function rowcast.describe(only_name text default null) returns table (
     name text, generation bigint, id int, relation_oid oid, relation text, policy text, columns json, key int[], casts text[],
-    bulk_rows int, key_sql text, row_sql text, by_key_sql text, fingerprint text, is_intact boolean
+    bulk_rows int, key_sql text, row_sql text, by_key_sql text, fingerprint text, is_intact boolean,
+    is_exempt boolean
 )
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -12,7 +13,8 @@ begin
         select p.name, p.generation, p.id, c.oid, format('%s%I.%I', case c.relkind when 'r' then 'only ' else '' end, n.nspname, c.relname),
                p.policy, s.columns, s.key, s.casts, p.bulk_rows, rowcast.key_sql(c.oid, p.key, 'r'),
                rowcast.row_sql(c.oid, s.names, p.key), rowcast.by_key_sql(c.oid, p.key),
-               md5(concat_ws(' ', s.fingerprint, f.files, t.triggers, intact.is_intact)), intact.is_intact
+               md5(concat_ws(' ', s.fingerprint, f.files, t.triggers, intact.is_intact, case p.policy when 'rls' then rowcast.rls_fingerprint(c.oid) end)),
+               intact.is_intact, c.relrowsecurity and rowcast.is_exempt(c.oid)
         from rowcast.publications as p
         join pg_class as c on c.oid = p.relation
         join pg_namespace as n on n.oid = c.relnamespace
@@ -50,7 +52,8 @@ $$;
 comment on function rowcast.describe(text) is
     'One row for every publication (or the one named) whose table and key columns exist, with the SQL that reads its keys
 and rows.
-is_intact: every change is logged. fingerprint: differs when rows may have changed without a trigger.';
+is_intact: every change is logged. fingerprint: differs when rows may have changed, or become visible, without a trigger.
+is_exempt: row security applies to the current role, but a policy shows it every row.';
 
 -- Subqueries for single rows, and not joins, because they can only be answered by an index: a join the planner prefers to
 -- make by reading all of pg_attribute, at every cut.
@@ -91,6 +94,10 @@ begin
                 select string_agg(concat(s.ctid, s.xmin), ' ' order by s.srsubid)
                 from pg_subscription_rel as s where s.srrelid = tree.relation
             )), ' ' order by tree.relation) from tree
+        ), (
+            select concat(case when bool_or(p.policy = 'rls') then rowcast.roles_stamp() end, string_agg((
+                select string_agg(concat(o.ctid, o.xmin), ' ' order by o.polname) from pg_policy as o where o.polrelid = p.relation
+            ), ' ' order by p.id)) from rowcast.publications as p
         )))
     );
 end

@@ -1,8 +1,8 @@
 //! The write half, as far as Postgres goes: the schema, what is published, and reading cuts out of the change log.
 //!
 //! In the order of a change: [`install`] puts triggers and log there, [`doorbell`] wakes the leader, [`lease`] makes it
-//! the only one, [`reader`] turns the log into cuts, [`slices`] throws away what was delivered. [`catalogue`] is what both
-//! halves read in the snapshot of their rows. Nothing here knows the store: [`crate::relay`] brings the two together.
+//! the only one, [`reader`] turns the log into cuts, [`sight`] asks for it who sees what where row security decides, [`slices`]
+//! throws away what was delivered. [`catalogue`] is what both halves read in the snapshot of their rows. Nothing here knows the store: [`crate::relay`] brings the two together.
 
 pub mod session;
 
@@ -13,6 +13,8 @@ pub mod catalogue;
 pub mod doorbell;
 
 pub mod lease;
+
+pub mod sight;
 
 pub mod reader;
 

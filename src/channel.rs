@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::identity::ResolvedPolicy;
+use crate::identity::{Onlooker, ResolvedPolicy};
 use crate::protocol::{Direction, Nulls, OrderBy};
 use crate::publication::{FeedKey, Schema};
 use crate::query::Query;
@@ -26,6 +26,14 @@ impl ChannelSpec {
     /// The tag that clients resume with: the channel, and the columns with types and key that its rows have.
     pub fn tag(&self, schema: &Schema) -> String {
         digest(&format!("{} {}", self.canonical(), schema.id()))
+    }
+
+    /// Whose sight of the feed the leader has to work out for it; `None` where row security does not decide.
+    pub fn onlooker(&self) -> Option<Onlooker> {
+        match &self.policy {
+            ResolvedPolicy::Rls(identity) => Some(Onlooker { feed: self.feed.clone(), identity: identity.clone() }),
+            ResolvedPolicy::Public | ResolvedPolicy::Authenticated | ResolvedPolicy::Filter(_) => None,
+        }
     }
 
     /// JSON texts, so nothing in a value can be taken for what stands between two.

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::entry::seen::Sight;
 use crate::entry::{Key, Row, States};
 use crate::protocol::Why;
 use crate::publication::Schema;
@@ -41,6 +42,8 @@ pub enum CannotRoll {
     Marker(String),
     #[error("of other columns")]
     Schema,
+    #[error("an entry does not tell what the identity sees")]
+    Sight,
     #[error("an entry could not be read")]
     Corrupt,
 }
@@ -118,11 +121,17 @@ impl Checkpoint {
         })
     }
 
-    /// Applies the log's entries above the checkpoint, and stands at `head` then. `query`: the channel's own.
+    /// Applies the log's entries above the checkpoint, and stands at `head` then. `query` and `sight`: the channel's own.
     ///
     /// # Errors
     /// See [`CannotRoll`]: nothing is rolled forward across a resync, an epoch or a change of columns.
-    pub fn roll_forward(mut self, entries: &[Arc<Entry>], head: &Cut, query: &Query) -> Result<Self, CannotRoll> {
+    pub fn roll_forward(
+        mut self,
+        entries: &[Arc<Entry>],
+        head: &Cut,
+        query: &Query,
+        sight: &Sight,
+    ) -> Result<Self, CannotRoll> {
         if head.epoch != self.cut.epoch {
             return Err(CannotRoll::Epoch);
         }
@@ -134,8 +143,9 @@ impl Checkpoint {
                 return Err(CannotRoll::Epoch);
             }
             match States::parse(&entry.states) {
-                Ok(States::Rows { schema, states }) if *schema == *schema_id => {
-                    self.rows.apply(entry.base.max(at), entry.version, &states, &membership);
+                Ok(States::Rows { schema, states, seen }) if *schema == *schema_id => {
+                    let visible = sight.of(&seen).ok_or(CannotRoll::Sight)?;
+                    self.rows.apply_visible(entry.base.max(at), entry.version, &states, visible, &membership);
                     at = entry.version;
                 }
                 Ok(States::Rows { .. }) => return Err(CannotRoll::Schema),
@@ -158,6 +168,7 @@ fn raw(text: &str) -> Result<&RawValue, serde_json::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry::seen::Seen;
     use crate::entry::{PartsWriter, State};
     use crate::publication::Column;
     use crate::version::Epoch;
@@ -208,7 +219,7 @@ mod tests {
         let mut writer = PartsWriter::new(&start.schema.id());
         writer.push("[5]", Some("[5]"));
         let states = Arc::new(Entry { base: Version(41), ..(*entry(47, writer.finish())).clone() });
-        let rolled = start.roll_forward(&[states], &cut(47), &Query::default()).expect("rolls");
+        let rolled = start.roll_forward(&[states], &cut(47), &Query::default(), &Sight::All).expect("rolls");
         assert!(rolled.rows.reaches(Version(43)), "where it stood");
         assert!(!rolled.rows.reaches(Version(44)), "a version that was lost");
     }
@@ -219,21 +230,40 @@ mod tests {
         let mut writer = PartsWriter::new(&start.schema.id());
         writer.push("[5]", Some("[5]"));
         let states = entry(45, writer.finish());
-        let rolled =
-            start.clone().roll_forward(std::slice::from_ref(&states), &cut(46), &Query::default()).expect("rolls");
+        let rolled = start
+            .clone()
+            .roll_forward(std::slice::from_ref(&states), &cut(46), &Query::default(), &Sight::All)
+            .expect("rolls");
         assert_eq!((rolled.cut.version, rolled.rows.len()), (Version(46), 2));
 
         let marker = entry(46, vec![States::marker_part("truncate")]);
         assert_eq!(
-            start.clone().roll_forward(&[states, marker], &cut(46), &Query::default()).expect_err("a marker"),
+            start
+                .clone()
+                .roll_forward(&[states, marker], &cut(46), &Query::default(), &Sight::All)
+                .expect_err("a marker"),
             CannotRoll::Marker("truncate".into())
         );
         let other = entry(45, PartsWriter::new("other").finish());
         assert_eq!(
-            start.clone().roll_forward(&[other], &cut(46), &Query::default()).expect_err("columns"),
+            start.clone().roll_forward(&[other], &cut(46), &Query::default(), &Sight::All).expect_err("columns"),
             CannotRoll::Schema
         );
+        let mut seen = Seen::default();
+        seen.note("i".into(), vec![], 1);
+        let mut writer = PartsWriter::new(&start.schema.id());
+        writer.push("[5]", Some("[5]"));
+        let listed = entry(45, writer.finish_seen(&seen));
+        let roll = |of: &str| {
+            let sight = Sight::Of(of.into());
+            start.clone().roll_forward(std::slice::from_ref(&listed), &cut(46), &Query::default(), &sight)
+        };
+        assert_eq!(roll("i").expect("it is told of").rows.len(), 1);
+        assert_eq!(roll("another").expect_err("it is not"), CannotRoll::Sight);
         let epoch = Cut { epoch: Epoch::new("other"), ..cut(46) };
-        assert_eq!(start.roll_forward(&[], &epoch, &Query::default()).expect_err("an epoch"), CannotRoll::Epoch);
+        assert_eq!(
+            start.roll_forward(&[], &epoch, &Query::default(), &Sight::All).expect_err("an epoch"),
+            CannotRoll::Epoch
+        );
     }
 }

@@ -1,15 +1,20 @@
 //! Who a client is, and what a publication's policy becomes for it.
 //!
 //! Every channel is resolved through [`resolve`], and its result is part of the channel and of every cache key: the cache
-//! key is the permission. Today `public` opens, and everything else refuses.
+//! key is the permission. Today `public` and `rls` open, and everything else refuses.
 
 use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::entry::seen::Sight;
 use crate::protocol::{ErrorCode, Refusal};
 use crate::publication::{Policy, Publication};
 use crate::query::Filter;
+
+pub mod rls;
+
+pub use rls::{Onlooker, RlsIdentity, RlsSettings};
 
 /// A client's proved identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,23 +65,25 @@ pub enum ResolvedPolicy {
     Rls(Arc<RlsIdentity>),
 }
 
-/// An identity as row security sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub struct RlsIdentity {
-    /// The database role, of the allowed ones.
-    pub role: String,
-    /// `request.jwt.claims`: the declared claims as JSON text, sorted by name.
-    pub claims: String,
+impl ResolvedPolicy {
+    /// Through whose eyes a channel of this policy looks.
+    pub fn sight(&self) -> Sight {
+        match self {
+            Self::Rls(identity) => Sight::Of(identity.hash_text()),
+            Self::Public | Self::Authenticated | Self::Filter(_) => Sight::All,
+        }
+    }
 }
 
 /// What an identity may see of a publication.
 ///
 /// # Errors
 /// `forbidden`, with nothing about the publication in it.
-pub fn resolve(_identity: &Identity, publication: &Publication) -> Result<ResolvedPolicy, Refusal> {
+pub fn resolve(identity: &Identity, publication: &Publication, rls: &RlsSettings) -> Result<ResolvedPolicy, Refusal> {
     match &publication.policy {
         Policy::Public => Ok(ResolvedPolicy::Public),
-        Policy::Authenticated | Policy::Filter(_) | Policy::Rls => {
+        Policy::Rls => rls::resolve(identity, &publication.feed, rls).map(ResolvedPolicy::Rls),
+        Policy::Authenticated | Policy::Filter(_) => {
             Err(Refusal::new(ErrorCode::Forbidden, "this publication is not open to you"))
         }
     }

@@ -18,6 +18,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
+use crate::entry::seen::Visible;
 use crate::entry::{Key, Row, State};
 use crate::protocol::Why;
 use crate::query::Predicate;
@@ -155,9 +156,22 @@ impl Rows {
     ///
     /// A row that is no member of the channel is not held; one that was held and is no member any more is gone.
     pub fn apply(&mut self, base: Version, version: Version, states: &[State], membership: &Predicate) -> Changes {
+        self.apply_visible(base, version, states, Visible::All, membership)
+    }
+
+    /// The same, where row security shows only some of the states: what it does not show is gone, or never was there.
+    pub fn apply_visible(
+        &mut self,
+        base: Version,
+        version: Version,
+        states: &[State],
+        visible: Visible<'_>,
+        membership: &Predicate,
+    ) -> Changes {
         let mut changes = Changes::default();
-        for state in states {
-            match state.row.as_ref().filter(|row| membership.holds(row)) {
+        for (index, state) in states.iter().enumerate() {
+            let shown = state.row.as_ref().filter(|_| visible.has(index));
+            match shown.filter(|row| membership.holds(row)) {
                 Some(row) => {
                     let before = self.held.get(&state.key);
                     if before.is_some_and(|held| held.row == *row) {
@@ -169,7 +183,11 @@ impl Rows {
                 }
                 None => {
                     if self.held.contains_key(&state.key) {
-                        let why = if state.row.is_some() { Why::Filter } else { Why::Deleted };
+                        let why = match (&state.row, shown) {
+                            (None, _) => Why::Deleted,
+                            (Some(_), None) => Why::Permission,
+                            (Some(_), Some(_)) => Why::Filter,
+                        };
                         self.bury(state.key.clone(), Tombstone { version, why });
                         changes.gone.push((state.key.clone(), why));
                     }
@@ -185,8 +203,8 @@ impl Rows {
     }
 
     /// Moves from the version `from` to `version` by comparing with rows that were read anew. Versions strictly between
-    /// become a hole: what they held is not known.
-    pub fn replace(&mut self, from: Version, version: Version, fresh: &Rows) -> Changes {
+    /// become a hole: what they held is not known. `lost`: what is said of rows that are not there any more.
+    pub fn replace(&mut self, from: Version, version: Version, fresh: &Rows, lost: Why) -> Changes {
         let mut states: Vec<State> = Vec::new();
         for key in self.held.keys() {
             if !fresh.held.contains_key(key) {
@@ -197,7 +215,14 @@ impl Rows {
             states.push(State { key: key.clone(), row: Some(held.row.clone()) });
         }
         // What was read anew are members already.
-        self.apply(from, version, &states, &Predicate::default())
+        let mut changes = self.apply(from, version, &states, &Predicate::default());
+        for (key, why) in &mut changes.gone {
+            *why = lost;
+            if let Some(tombstone) = self.tombstones.get_mut(key) {
+                tombstone.why = lost;
+            }
+        }
+        changes
     }
 
     /// Raises the floor to `version`, for rows that turned out to stand there (see `at`).
@@ -312,6 +337,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::entry::seen::{Seen, Sight};
     use crate::publication::{Column, Schema};
     use crate::query::{Comparison, Filter};
 
@@ -379,8 +405,9 @@ mod tests {
     fn a_row_that_came_and_went_between_two_resyncs_makes_a_hole() {
         let mut rows = Rows::at(Version(5), [(key(1), row(1, 10))]);
         let fresh = Rows::at(Version(9), [(key(2), row(2, 20))]);
-        let changes = rows.replace(Version(5), Version(9), &fresh);
-        assert_eq!((changes.rows.len(), changes.gone.len()), (1, 1));
+        let changes = rows.replace(Version(5), Version(9), &fresh, Why::Permission);
+        assert_eq!((changes.rows.len(), &*changes.gone), (1, &[(key(1), Why::Permission)][..]));
+        assert!(rows.tombstones().all(|(_, tombstone)| tombstone.why == Why::Permission));
         assert!(rows.reaches(Version(5)) && !rows.reaches(Version(7)));
         assert_eq!(content(&rows), content(&fresh));
         rows.check_invariants();
@@ -401,6 +428,20 @@ mod tests {
         assert!(rows.apply(Version(7), Version(8), &[delete(1)], &filter).is_empty());
         let since = rows.changes_since(Version(5)).expect("above the floor");
         assert_eq!((since.rows.len(), since.gone), (1, vec![(key(1), Why::Filter)]));
+        rows.check_invariants();
+    }
+
+    #[test]
+    fn a_row_that_row_security_hides_is_gone_for_want_of_permission() {
+        let mut rows = Rows::at(Version(5), [(key(1), row(1, 1)), (key(2), row(2, 1)), (key(3), row(3, 1))]);
+        let mut seen = Seen::default();
+        seen.note("i".into(), vec![0, 4], 5);
+        let sight = Sight::Of("i".into());
+        let states = [upsert(1, 2), upsert(2, 2), delete(3), upsert(4, 1), upsert(5, 1)];
+        let visible = sight.of(&seen).expect("listed");
+        let changes = rows.apply_visible(Version(5), Version(6), &states, visible, &Predicate::default());
+        assert_eq!(changes.rows.iter().map(|changed| &changed.key).collect::<Vec<_>>(), [&key(1), &key(5)]);
+        assert_eq!(changes.gone, [(key(2), Why::Permission), (key(3), Why::Deleted)]);
         rows.check_invariants();
     }
 

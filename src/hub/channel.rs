@@ -20,8 +20,9 @@ use tokio::sync::oneshot;
 use super::pages::{Heading, Pages};
 use super::{RowsRead, SessionId};
 use crate::channel::ChannelSpec;
+use crate::entry::seen::{Seen, Sight};
 use crate::entry::{State, States};
-use crate::protocol::{ChannelForm, ChannelNumber, Refusal};
+use crate::protocol::{ChannelForm, ChannelNumber, Refusal, Why};
 use crate::publication::{FeedKey, Schema};
 use crate::query::Predicate;
 use crate::rows::Rows;
@@ -33,7 +34,7 @@ use crate::version::{Cut, Version};
 #[derive(Debug)]
 pub(super) enum Change {
     Nothing,
-    States { schema_id: Arc<str>, states: Vec<State> },
+    States { schema_id: Arc<str>, states: Vec<State>, seen: Seen },
     Marker(String),
 }
 
@@ -41,10 +42,15 @@ impl Change {
     /// What an entry says; an entry that cannot be read says that something changed.
     pub(super) fn of(entry: &Entry) -> Self {
         match States::parse(&entry.states) {
-            Ok(States::Rows { schema, states }) => Self::States { schema_id: schema, states },
+            Ok(States::Rows { schema, states, seen }) => Self::States { schema_id: schema, states, seen },
             Ok(States::Marker(why)) => Self::Marker(why),
             Err(error) => Self::Marker(format!("an entry that cannot be read: {error}")),
         }
+    }
+
+    /// Whether it changes rows and does not tell which of them are to be seen.
+    pub(super) fn hides_from(&self, sight: &Sight) -> bool {
+        matches!(self, Self::States { seen, .. } if sight.of(seen).is_none())
     }
 }
 
@@ -103,6 +109,7 @@ pub(super) struct Settling {
     pub(super) schema: Arc<Schema>,
     pub(super) schema_id: Arc<str>,
     pub(super) membership: Predicate,
+    pub(super) sight: Sight,
     /// Given back when the rows are thrown away, else with the channel's checkpoint.
     pub(super) lock: Option<HeldLock>,
 }
@@ -137,12 +144,13 @@ impl Settling {
     fn apply(&mut self, step: &FeedStep) -> Result<(), String> {
         match &step.change {
             Change::Nothing => Ok(()),
-            Change::States { schema_id, states } if *schema_id == self.schema_id => {
+            Change::States { schema_id, states, seen } if *schema_id == self.schema_id => {
+                let visible = self.sight.of(seen).ok_or("its identity is not told of")?;
                 let base = match &self.place {
                     Place::At(version) => step.base.max(*version),
                     Place::Sees(_) => step.base,
                 };
-                self.rows.apply(base, step.cut.version, states, &self.membership);
+                self.rows.apply_visible(base, step.cut.version, states, visible, &self.membership);
                 Ok(())
             }
             Change::States { .. } => Err("its columns changed".to_owned()),
@@ -179,13 +187,15 @@ pub(super) struct Flight {
     pub(super) not_before: Option<Instant>,
     /// Rows below this version do not contain the marker that caused the flight.
     pub(super) at_least: Version,
+    /// How often rows were sent back because an entry did not tell what the channel's identity sees.
+    pub(super) untold: u32,
     pub(super) settling: Option<Settling>,
 }
 
 impl Flight {
     /// A flight that has not begun.
     pub(super) fn new(number: u64, at_least: Version) -> Self {
-        Self { number, asked_at: None, not_before: None, at_least, settling: None }
+        Self { number, asked_at: None, not_before: None, at_least, untold: 0, settling: None }
     }
 }
 
@@ -197,6 +207,8 @@ pub(super) type Reader = (Instant, oneshot::Sender<Result<RowsRead, Refusal>>);
 pub(super) struct Channel {
     pub(super) spec: ChannelSpec,
     pub(super) number: ChannelNumber,
+    /// Through whose eyes it looks.
+    pub(super) sight: Sight,
     /// Known once the channel was live.
     pub(super) form: Option<ChannelForm>,
     pub(super) schema_id: Arc<str>,
@@ -219,6 +231,7 @@ pub(super) struct Channel {
 impl Channel {
     pub(super) fn new(spec: ChannelSpec, number: ChannelNumber, flight: Flight, now: Instant) -> Self {
         Self {
+            sight: spec.policy.sight(),
             spec,
             number,
             form: None,
@@ -266,7 +279,12 @@ impl Channel {
         let same_form = self.form.is_some() && settling.schema_id == self.schema_id;
         match frozen_at {
             Some(frozen_at) if same_form => {
-                self.rows.replace(frozen_at, version, &settling.rows);
+                // Where row security decides, what is not there may be hidden as well as deleted.
+                let lost = match self.sight {
+                    Sight::All => Why::Deleted,
+                    Sight::Of(_) => Why::Permission,
+                };
+                self.rows.replace(frozen_at, version, &settling.rows, lost);
             }
             _ => {
                 self.rows = settling.rows;
@@ -338,7 +356,9 @@ mod tests {
         };
         let change = match ids {
             [] => Change::Nothing,
-            ids => Change::States { schema_id: "s".into(), states: ids.iter().map(state).collect() },
+            ids => {
+                Change::States { schema_id: "s".into(), states: ids.iter().map(state).collect(), seen: Seen::default() }
+            }
         };
         let cut = Cut {
             epoch: Epoch::new("e"),
@@ -357,6 +377,7 @@ mod tests {
             schema,
             schema_id: "s".into(),
             membership: Predicate::default(),
+            sight: Sight::All,
             lock: None,
         }
     }

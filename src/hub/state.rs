@@ -17,6 +17,7 @@ use super::{HubSettings, HubStatus, Published, SessionId};
 use crate::channel::ChannelSpec;
 use crate::checkpoint::Checkpoint;
 use crate::entry::Key;
+use crate::identity::Onlooker;
 use crate::metrics;
 use crate::protocol::{ChannelNumber, ErrorCode, Frame, Refusal, RowsFrame};
 use crate::publication::{Catalogue, FeedKey};
@@ -44,6 +45,12 @@ const ARRIVED_MAX: usize = 4_096;
 /// A flight that failed is tried again after this.
 const FLIGHT_RETRY: Duration = Duration::from_millis(200);
 
+/// Flights of a channel whose identity entries do not tell of; then it is refused for now.
+const UNTOLD_MAX: u32 = 10;
+
+/// How often a node says which identities have live channels on it.
+const REGISTER_EVERY: Duration = Duration::from_secs(5);
+
 /// Beats that wait for a reading of the log at most: what the store's queue holds too.
 const BEATS_WAITING_MAX: usize = 4096;
 
@@ -66,6 +73,8 @@ pub(super) enum Effect {
         after: Version,
         feeds: Vec<FeedKey>,
     },
+    /// Say which identities have live channels, for the leader.
+    Register(Vec<Onlooker>),
     /// Give the lock back of rows that are thrown away.
     Unlock(HeldLock),
     Feed(FeedKey),
@@ -138,6 +147,7 @@ pub(super) struct HubState {
     /// Beats that wait for it, ascending.
     beats_waiting: VecDeque<Beat>,
     last_heartbeat: Instant,
+    last_registration: Instant,
     effects: Vec<Effect>,
 }
 
@@ -172,6 +182,7 @@ impl HubState {
             readings_begun: 0,
             beats_waiting: VecDeque::new(),
             last_heartbeat: now,
+            last_registration: now,
             effects: Vec::new(),
         }
     }
@@ -437,6 +448,7 @@ impl HubState {
         if let Some(flight) = channel.flight() {
             let again = flight.settling.as_mut().and_then(|settling| settling.step(step).err());
             match again {
+                Some(_) if step.change.hides_from(&channel.sight) => self.fly_untold(number, step.cut.version),
                 Some(_) => self.fly_again(number, step.cut.version, None),
                 None => self.land_if_there(number),
             }
@@ -452,11 +464,15 @@ impl HubState {
                 self.resync(number, before, step.cut.version, "its columns changed");
                 None
             }
-            Change::States { states, .. } => {
+            Change::States { states, seen, .. } => {
+                let Some(visible) = channel.sight.of(seen) else {
+                    self.resync(number, before, step.cut.version, "the version does not tell what its identity sees");
+                    return None;
+                };
                 let prev = channel.rows.changed();
                 // A replay begins below our version, but what we hold of the versions up to ours is exact.
                 let base = step.base.max(before.version);
-                let changes = channel.rows.apply(base, step.cut.version, states, &channel.membership);
+                let changes = channel.rows.apply_visible(base, step.cut.version, states, visible, &channel.membership);
                 if changes.is_empty() {
                     return None;
                 }
@@ -547,6 +563,20 @@ impl HubState {
             let thrown_away = flight.settling.take();
             self.effects.extend(thrown_away.and_then(|settling| settling.lock).map(Effect::Unlock));
             self.grounded.push(number);
+        }
+    }
+
+    /// Rows that met an entry which does not tell what their identity sees: the leader has not heard of the identity yet, or
+    /// cannot ask for it. Not for ever: the clients of the channel stand still.
+    fn fly_untold(&mut self, number: ChannelNumber, at_least: Version) {
+        let retry = self.last_beat.map(|at| at + FLIGHT_RETRY);
+        let Some(flight) = self.channels.get_mut(&number).and_then(Channel::flight) else { return };
+        flight.untold += 1;
+        if flight.untold > UNTOLD_MAX {
+            let refusal = Refusal::unavailable("row security cannot be followed for you");
+            self.close_channel(number, &refusal);
+        } else {
+            self.fly_again(number, at_least, retry);
         }
     }
 
@@ -646,8 +676,8 @@ impl HubState {
                 self.close_channel(number, &refusal);
                 return;
             }
-            Err(OpenError::Again(why)) => {
-                tracing::debug!(channel = %feed_key, why, "rows have to be read again");
+            Err(error @ (OpenError::Again(_) | OpenError::Database(_))) => {
+                tracing::debug!(channel = %feed_key, %error, "rows have to be read again");
                 // The publication may be another by now.
                 self.catalogue_wanted = true;
                 self.fly_again(number, at_least, Some(now + FLIGHT_RETRY));
@@ -669,6 +699,7 @@ impl HubState {
         };
         let mut settling = Settling {
             membership,
+            sight: channel.sight.clone(),
             schema_id: fresh.schema.id().into(),
             schema: fresh.schema,
             rows: fresh.rows,
@@ -680,7 +711,10 @@ impl HubState {
         for step in kept.iter().map(Arc::as_ref).chain([&here]) {
             if let Err(why) = settling.step(step) {
                 tracing::debug!(channel = %feed_key, why, "a resync overtook the rows");
-                self.fly_again(number, step.cut.version, None);
+                match step.change.hides_from(&settling.sight) {
+                    true => self.fly_untold(number, step.cut.version),
+                    false => self.fly_again(number, step.cut.version, None),
+                }
                 return;
             }
         }
@@ -733,6 +767,7 @@ impl HubState {
         self.give_up_waiting(now);
         self.keep_checkpoints(now);
         self.let_idle_channels_go(now);
+        self.register_onlookers(now);
         // Without a leader none of them starts, and those that were given up would pile up.
         let channels = &self.channels;
         self.grounded.retain(|number| channels.contains_key(number));
@@ -769,6 +804,18 @@ impl HubState {
                 }),
                 first,
             });
+        }
+    }
+
+    /// A channel registers its identity before its first flight; here that is renewed.
+    fn register_onlookers(&mut self, now: Instant) {
+        if now.duration_since(self.last_registration) < REGISTER_EVERY {
+            return;
+        }
+        self.last_registration = now;
+        let onlookers: Vec<Onlooker> = self.channels.values().filter_map(|channel| channel.spec.onlooker()).collect();
+        if !onlookers.is_empty() {
+            self.effects.push(Effect::Register(onlookers));
         }
     }
 

@@ -15,6 +15,7 @@ use crate::capture::session;
 use crate::capture::slices::{self, StateError};
 use crate::metrics;
 use crate::relay::Relay;
+use crate::relay::onlookers::{self, Register};
 use crate::relay::start::{Found, Start, decide};
 use crate::store::{Append, AppendError, Beat, Closing, Fence, Part, StoreError, Touched};
 use crate::version::{Cut, Epoch, PgSnapshot, Version};
@@ -62,6 +63,8 @@ struct Term<'a> {
     renewed: BTreeMap<i32, u64>,
     /// The catalogue stamp for which renewing was tried.
     renew_tried: BTreeSet<i32>,
+    /// Who has to be told of where row security decides.
+    register: Register,
     acknowledged: Option<Version>,
     beat_next: Instant,
     acknowledge_next: Instant,
@@ -147,6 +150,7 @@ impl<'a> Term<'a> {
             mark,
             renewed: BTreeMap::new(),
             renew_tried: BTreeSet::new(),
+            register: Register::new(now),
             acknowledged: None,
             beat_next: now,
             acknowledge_next: now,
@@ -161,12 +165,20 @@ impl<'a> Term<'a> {
     async fn turn(&mut self) -> Result<Poll, Ended> {
         let now = Instant::now();
         self.keys_told = 0;
-        let poll = self.reader.poll(&self.seen).await?;
+        let asks = self.reader.described().is_some_and(|described| onlookers::are_needed(&described.catalogue));
+        let refreshed = async {
+            if asks {
+                self.register.refresh(&*self.relay.store).await;
+            }
+        };
+        let (poll, ()) = tokio::join!(self.reader.poll(&self.seen), refreshed);
+        let poll = poll?;
         let beat_due = now >= self.beat_next;
         let mut wanted = Wanted {
             changed: poll.changed.clone(),
             all: self.mark,
             even_if_quiet: self.follows.is_none() || self.mark.is_some(),
+            onlookers: self.register.feeds(),
             ..Wanted::default()
         };
         let unsafe_due = now >= self.resync_next;

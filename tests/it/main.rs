@@ -17,6 +17,7 @@ mod handoff;
 mod harness;
 mod publications_live;
 mod real_input;
+mod rls;
 mod steps;
 mod store_faults;
 mod tidy;

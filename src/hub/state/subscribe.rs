@@ -156,7 +156,7 @@ impl HubState {
     fn resolve(&self, request: &ChannelRequest, identity: &Identity) -> Result<Resolved, Refusal> {
         let known = self.catalogue.as_ref().and_then(|catalogue| catalogue.publications.get(&request.publication));
         let Some(publication) = known else { return Ok(Resolved::UnknownName) };
-        let policy = identity::resolve(identity, publication)?;
+        let policy = identity::resolve(identity, publication, &self.settings.rls)?;
         let query = query::resolve(request, publication, |literal| self.casts.get(literal).cloned())?;
         Ok(match query {
             Ok(query) => Resolved::Spec(ChannelSpec { feed: publication.feed.clone(), policy, query }),

@@ -19,6 +19,8 @@ use crate::snapshots::{Fresh, HeldLock, Place};
 use crate::store::{Beat, Entry, LogRead, Push, Touched};
 use crate::version::{Cut, Epoch, Version};
 
+mod sight;
+
 const EPOCH: &str = "k3f9";
 
 /// A publication's name, and its changed keys with their values.
