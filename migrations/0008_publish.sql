@@ -36,7 +36,7 @@ $$;
 comment on function rowcast.log_marker(int) is 'Logs that any key of a publication may have changed, and wakes the leader.';
 
 create function rowcast.forget_dropped_tables() returns void
-    language plpgsql volatile
+    language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -260,6 +260,7 @@ begin
     end if;
     perform rowcast.install_capture(published.capture, published.relation);
     perform rowcast.log_marker(published.id);
+    perform rowcast.warn_of_privileges(published.relation);
 end
 $$;
 comment on function rowcast.publish(regclass, text, text, text[], text[], int, int, regclass[]) is

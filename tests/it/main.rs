@@ -18,6 +18,7 @@ mod harness;
 mod publications_live;
 mod real_input;
 mod rls;
+mod roles;
 mod steps;
 mod store_faults;
 mod tidy;
