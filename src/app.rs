@@ -237,6 +237,7 @@ fn hub_settings(config: &ServeConfig) -> HubSettings {
         linger: limits.linger,
         checkpoint_ttl: limits.checkpoint_ttl,
         checkpoint_every: CHECKPOINT_EVERY,
+        rls: config.rls.settings(),
         ..HubSettings::default()
     }
 }

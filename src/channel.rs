@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::identity::ResolvedPolicy;
+use crate::identity::{Onlooker, ResolvedPolicy};
 use crate::protocol::{Direction, Nulls, OrderBy};
 use crate::publication::{FeedKey, Schema};
 use crate::query::{Filter, Query};
@@ -42,6 +42,14 @@ impl ChannelSpec {
     /// Whether it means the same whatever the columns are.
     pub fn names_no_column(&self) -> bool {
         self.columns().is_empty()
+    }
+
+    /// Whose sight of the feed the leader has to work out for it; `None` where row security does not decide.
+    pub fn onlooker(&self) -> Option<Onlooker> {
+        match &self.policy {
+            ResolvedPolicy::Rls(identity) => Some(Onlooker { feed: self.feed.clone(), identity: identity.clone() }),
+            ResolvedPolicy::Public | ResolvedPolicy::Authenticated | ResolvedPolicy::Filter(_) => None,
+        }
     }
 
     /// JSON texts, so nothing in a value can be taken for what stands between two.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::entry::{Key, Row};
-use crate::identity::Identity;
+use crate::identity::{Identity, RlsSettings};
 use crate::protocol::{ChannelForm, Frame, Refusal, Resume};
 use crate::query::ChannelRequest;
 use crate::version::{Cut, Version};
@@ -56,6 +56,8 @@ pub struct HubSettings {
     pub checkpoint_ttl: Duration,
     /// How often a live channel that changes writes its checkpoint anew.
     pub checkpoint_every: Duration,
+    /// How identities are told to row security.
+    pub rls: RlsSettings,
 }
 
 impl Default for HubSettings {
@@ -68,6 +70,7 @@ impl Default for HubSettings {
             open_timeout: Duration::from_secs(10),
             checkpoint_ttl: Duration::from_secs(600),
             checkpoint_every: Duration::from_secs(20),
+            rls: RlsSettings::default(),
         }
     }
 }

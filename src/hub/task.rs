@@ -193,6 +193,13 @@ impl HubTask {
                     Done::Logs { number, read: Some(read) }
                 });
             }
+            Effect::Register(onlookers) => {
+                let snapshots = self.snapshots.clone();
+                work.spawn(async move {
+                    snapshots.register(&onlookers).await;
+                    Done::Stored
+                });
+            }
             Effect::Unlock(lock) => {
                 let snapshots = self.snapshots.clone();
                 work.spawn(async move {

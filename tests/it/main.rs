@@ -24,6 +24,8 @@ mod publications_live;
 mod query_agrees;
 mod real_input;
 mod revocation;
+mod rls;
+mod roles;
 mod steps;
 mod store_faults;
 mod tidy;

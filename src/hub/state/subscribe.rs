@@ -161,7 +161,7 @@ impl HubState {
         let known = self.catalogue.as_ref().and_then(|catalogue| catalogue.publications.get(&request.publication));
         let Some(publication) = known else { return Ok(Resolved::UnknownName) };
         let known = |literal: &Literal| self.casts.get(literal).cloned();
-        let policy = identity::resolve(identity, publication, known)?;
+        let policy = identity::resolve(identity, publication, &self.settings.rls, known)?;
         let query = query::resolve(request, publication, known);
         match (policy, query) {
             (Ok(policy), Ok(Ok(query))) => {

@@ -23,6 +23,8 @@ use crate::view::{Verdict, View};
 
 mod views;
 
+mod sight;
+
 const EPOCH: &str = "k3f9";
 
 /// A publication's name, and its changed keys with their values.

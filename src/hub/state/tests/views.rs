@@ -37,7 +37,7 @@ impl Node {
 
     /// The channels that states of the feed `a` would concern.
     fn concerned(&self, rows: &[(u64, Option<u64>)]) -> usize {
-        let Ok(States::Rows { schema, states }) = States::parse(&Self::states(rows)) else { panic!("rows") };
+        let Ok(States::Rows { schema, states, .. }) = States::parse(&Self::states(rows)) else { panic!("rows") };
         self.state.feeds[&feed("a")].index.concerned(&schema, &states).len()
     }
 }
