@@ -178,7 +178,7 @@ comment on function rowcast.changed_publications(xid8, xid8[]) is
     'Publications with changes that this snapshot sees and an earlier one, given by its xmax and xip, did not.';
 
 create function rowcast.changed_keys(xmax xid8, xip xid8[], publications int[])
-    returns table (publication int, key text)
+    returns table (publication int, keys text)
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
@@ -187,7 +187,7 @@ create function rowcast.changed_keys(xmax xid8, xip xid8[], publications int[])
 as $$
 begin
     return query
-        select distinct c.publication, k.key from (
+        select distinct c.publication, c.keys from (
             select c.publication, c.keys from rowcast.changes_0 as c where c.xid >= $1
             union all
             select c.publication, c.keys from rowcast.changes_0 as c where c.xid = any ($2)
@@ -203,9 +203,9 @@ begin
             select c.publication, c.keys from rowcast.changes_3 as c where c.xid >= $1
             union all
             select c.publication, c.keys from rowcast.changes_3 as c where c.xid = any ($2)
-        ) as c left join lateral unnest(string_to_array(c.keys, E'\n')) as k (key) on true
-        where c.publication = any (publications);
+        ) as c where c.publication = any (publications);
 end
 $$;
 comment on function rowcast.changed_keys(xid8, xid8[], int[]) is
-    'The keys changed between an earlier snapshot, given by its xmax and xip, and this one, each once; null: any key.';
+    'The keys changed between an earlier snapshot, given by its xmax and xip, and this one, as they stand in the log: one a
+line, some more than once; null: any key.';

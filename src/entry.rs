@@ -31,11 +31,6 @@ impl Key {
         Self(text.into())
     }
 
-    /// Sorts above every key: JSON text holds no such character outside of escapes.
-    pub(crate) fn above_all() -> Self {
-        Self("\u{10ffff}".into())
-    }
-
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -16,8 +16,7 @@
 //!
 //! Pure: no I/O, no clock.
 
-use std::collections::{BTreeSet, HashMap};
-use std::ops::Bound;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::entry::{Key, Row, State};
@@ -25,10 +24,12 @@ use crate::protocol::Why;
 use crate::version::Version;
 use crate::view::{Verdict, View};
 
+mod by_version;
 #[cfg(test)]
 mod tests;
 mod window;
 
+use by_version::ByVersion;
 pub use window::Window;
 
 /// Tombstones kept beyond the number of rows; the oldest go first and raise the floor.
@@ -57,7 +58,7 @@ pub struct Rows {
     held: HashMap<Key, Held>,
     tombstones: HashMap<Key, Tombstone>,
     /// Every key of `held` and of `tombstones`, by its version.
-    by_version: BTreeSet<(Version, Key)>,
+    by_version: ByVersion,
     floor: Version,
     /// Open intervals, ascending: a version strictly inside cannot be continued from.
     holes: Vec<(Version, Version)>,
@@ -363,7 +364,7 @@ impl Rows {
         self.by_version.clear();
         for (key, held) in &mut self.held {
             held.version = version;
-            self.by_version.insert((version, key.clone()));
+            self.by_version.insert(version, key.clone());
         }
     }
 
@@ -378,8 +379,7 @@ impl Rows {
             return None;
         }
         let mut answer = Since::default();
-        let above = (Bound::Excluded((since, Key::above_all())), Bound::Unbounded);
-        for (_, key) in self.by_version.range(above) {
+        for key in self.by_version.after(since) {
             match self.held.get(key) {
                 Some(held) => answer.rows.push((key.clone(), held.row.clone())),
                 None => {
@@ -413,24 +413,24 @@ impl Rows {
     fn hold(&mut self, key: Key, row: Arc<Row>, version: Version) {
         self.bytes += row.text().len();
         if let Some(tombstone) = self.tombstones.remove(&key) {
-            self.by_version.remove(&(tombstone.version, key.clone()));
+            self.by_version.remove(tombstone.version, &key);
         }
         if let Some(before) = self.held.insert(key.clone(), Held { row, version }) {
             self.bytes -= before.row.text().len();
-            self.by_version.remove(&(before.version, key.clone()));
+            self.by_version.remove(before.version, &key);
         }
-        self.by_version.insert((version, key));
+        self.by_version.insert(version, key);
     }
 
     fn bury(&mut self, key: Key, tombstone: Tombstone) {
         if let Some(before) = self.held.remove(&key) {
             self.bytes -= before.row.text().len();
-            self.by_version.remove(&(before.version, key.clone()));
+            self.by_version.remove(before.version, &key);
         }
         if let Some(before) = self.tombstones.insert(key.clone(), tombstone) {
-            self.by_version.remove(&(before.version, key.clone()));
+            self.by_version.remove(before.version, &key);
         }
-        self.by_version.insert((tombstone.version, key));
+        self.by_version.insert(tombstone.version, key);
     }
 
     /// Below the new floor tombstones are not kept, nor holes.
@@ -453,7 +453,7 @@ impl Rows {
         for (version, key) in oldest.into_iter().take(excess) {
             self.tombstones.remove(&key);
             floor = floor.max(version);
-            self.by_version.remove(&(version, key));
+            self.by_version.remove(version, &key);
         }
         self.raise_floor(floor);
     }
@@ -461,7 +461,7 @@ impl Rows {
     /// What must hold between the parts; for tests and debug builds.
     pub fn check_invariants(&self) {
         assert_eq!(self.by_version.len(), self.held.len() + self.tombstones.len());
-        assert!(self.held.iter().all(|(key, held)| self.by_version.contains(&(held.version, key.clone()))));
+        assert!(self.held.iter().all(|(key, held)| self.by_version.contains(held.version, key)));
         assert!(self.tombstones.keys().all(|key| !self.held.contains_key(key)));
         assert_eq!(self.bytes, self.held.values().map(|held| held.row.text().len()).sum::<usize>());
         if let Some(window) = &self.window {

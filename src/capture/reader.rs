@@ -593,26 +593,37 @@ impl Reader {
         readable: &BTreeMap<i32, &Arc<Publication>>,
     ) -> Result<HashMap<i32, Keys>, sqlx::Error> {
         let ids: Vec<i32> = readable.keys().copied().collect();
-        let mut changed: HashMap<i32, Keys> = HashMap::new();
+        // Why not, where they are not known.
+        let mut changed: HashMap<i32, Result<HashSet<String>, &'static str>> = HashMap::new();
         let mut rows = sqlx::query_as::<_, (i32, Option<String>)>(
-            "select publication, key from rowcast.changed_keys($1::xid8, $2::xid8[], $3)",
+            "select publication, keys from rowcast.changed_keys($1::xid8, $2::xid8[], $3)",
         )
         .bind(after.xmax().to_string())
         .bind(xip_texts(after))
         .bind(ids)
         .fetch(&mut self.connection);
-        while let Some((id, key)) = rows.try_next().await? {
-            let keys = changed.entry(id).or_insert_with(|| Keys::Known(Vec::new()));
-            match (&mut *keys, key) {
-                (Keys::Unknown(_), _) => {}
-                (_, None) => *keys = Keys::Unknown("bulk statement"),
-                (Keys::Known(known), Some(_)) if known.len() as u64 >= readable[&id].bulk_rows => {
-                    *keys = Keys::Unknown("bulk cut");
+        while let Some((id, lines)) = rows.try_next().await? {
+            let known = changed.entry(id).or_insert_with(|| Ok(HashSet::new()));
+            match (&mut *known, lines) {
+                (Err(_), _) => {}
+                (_, None) => *known = Err("bulk statement"),
+                (Ok(keys), Some(lines)) => {
+                    for key in lines.split('\n') {
+                        if !keys.contains(key) {
+                            keys.insert(key.to_owned());
+                        }
+                    }
+                    if keys.len() as u64 > readable[&id].bulk_rows {
+                        *known = Err("bulk cut");
+                    }
                 }
-                (Keys::Known(known), Some(key)) => known.push(key),
             }
         }
-        Ok(changed)
+        let keys = |known: Result<HashSet<String>, _>| match known {
+            Ok(keys) => Keys::Known(keys.into_iter().collect()),
+            Err(why) => Keys::Unknown(why),
+        };
+        Ok(changed.into_iter().map(|(id, known)| (id, keys(known))).collect())
     }
 
     /// The rows of keys, as parts; keys without a row are gone. Where row security decides, with who sees which.

@@ -2,6 +2,7 @@
 
 mod definitions;
 mod exact;
+mod hostile;
 mod leader;
 mod mirror;
 mod publishing;
