@@ -52,8 +52,9 @@ impl ChannelSpec {
         }
     }
 
-    /// JSON texts, so nothing in a value can be taken for what stands between two.
-    fn canonical(&self) -> String {
+    /// The channel as one text: generation, policy, query. JSON texts, so nothing in a value can be taken for what stands
+    /// between two.
+    pub fn canonical(&self) -> String {
         let Query { filter, select, order, limit } = &self.query;
         let parts = serde_json::to_string(&(&self.policy, filter, select, order, limit));
         format!("{}?{}", self.feed, parts.expect("texts and numbers are always JSON"))

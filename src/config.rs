@@ -58,6 +58,10 @@ pub struct ServeConfig {
     #[arg(long, env = "ROWCAST_DRAIN_SPREAD", value_name = "TIME", value_parser = time_or_zero, default_value = "10s")]
     pub drain_spread: Duration,
 
+    /// Who was shown what: `events` in the log, `table` also in rowcast.audit
+    #[arg(long, env = "ROWCAST_AUDIT", value_name = "WHERE", default_value = "events")]
+    pub audit: AuditMode,
+
     #[command(flatten)]
     pub identity: IdentityConfig,
 
@@ -194,6 +198,17 @@ pub struct LogConfig {
     /// How it is written
     #[arg(long, env = "ROWCAST_LOG_FORMAT", value_name = "FORMAT", global = true, default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// Where the audit goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AuditMode {
+    /// Nowhere
+    Off,
+    /// Structured events in the log, under `rowcast::audit`
+    Events,
+    /// These, and the table `rowcast.audit`
+    Table,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

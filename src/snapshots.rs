@@ -30,6 +30,7 @@ use sqlx::postgres::PgPool;
 use sqlx::{AssertSqlSafe, Postgres, Row as _};
 use tokio::time::Instant;
 
+use crate::audit::Served;
 use crate::base::{self, Base};
 use crate::capture::catalogue::{self, CatalogueError, Moment};
 use crate::capture::session;
@@ -100,6 +101,7 @@ pub struct Fresh {
     pub place: Place,
     pub view: Arc<View>,
     pub epoch: Epoch,
+    pub served: Served,
     /// Of rows from our own query.
     pub lock: Option<HeldLock>,
 }
@@ -409,6 +411,7 @@ impl Snapshots {
         };
         let is_short = order.refill && rolled.rows.runs_low();
         (rolled.cut.version >= order.at.version && !is_short).then_some(Fresh {
+            served: Served::Store,
             rows: rolled.rows,
             place: Place::At(rolled.cut.version),
             view: rolled.view,
@@ -485,6 +488,7 @@ impl Snapshots {
         };
         let version = order.at.version;
         Ok(Fresh {
+            served: Served::Postgres,
             rows: Rows::read(&view, version, members, all),
             place: if at_version { Place::At(version) } else { Place::Sees(moment.snapshot) },
             view: view.clone(),

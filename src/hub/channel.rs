@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use super::index::Index;
 use super::pages::{Heading, Pages};
 use super::{RowsRead, SessionId};
+use crate::audit::Served;
 use crate::channel::ChannelSpec;
 use crate::entry::seen::Seen;
 use crate::entry::{State, States};
@@ -237,6 +238,8 @@ pub(super) struct Channel {
     pub(super) subscribers: HashSet<SessionId>,
     pub(super) readers: Vec<Reader>,
     pub(super) opened: Instant,
+    /// Where the rows came from that it opened with.
+    pub(super) served: Served,
     /// Since when nobody is subscribed.
     pub(super) idle_since: Option<Instant>,
     /// The version and moment of the last checkpoint written.
@@ -259,6 +262,7 @@ impl Channel {
             subscribers: HashSet::new(),
             readers: Vec::new(),
             opened: now,
+            served: Served::Memory,
             idle_since: Some(now),
             checkpoint: None,
             snapshot: None,

@@ -547,6 +547,9 @@ impl HubState {
             .and_then(Channel::flight)
             .is_some_and(|flight| flight.number == flight_number);
         if awaited {
+            if let (Ok(fresh), Some(channel)) = (&outcome, self.channels.get_mut(&number)) {
+                channel.served = fresh.served;
+            }
             self.settle(number, outcome, now);
         }
         let channel = self.channels.get_mut(&number).filter(|_| awaited);

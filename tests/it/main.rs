@@ -4,6 +4,7 @@
 // tasks end with its runtime.
 #![allow(clippy::disallowed_methods, reason = "rules for a node, not for its tests")]
 
+mod audit;
 mod auth;
 mod bad_input;
 mod browser;

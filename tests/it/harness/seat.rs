@@ -115,7 +115,7 @@ impl Seat {
 
     /// Sits down, again if need be, and resumes what it has.
     pub async fn sit_down(&mut self, node: &Inside) {
-        let (session, inbox) = node.hub.attach().await.expect("a hub");
+        let (session, inbox) = node.hub.attach(rowcast::audit::Viewer::default()).await.expect("a hub");
         self.at = Some((node.hub.clone(), session, inbox));
         self.client.connected();
         self.say().await;
@@ -123,7 +123,7 @@ impl Seat {
 
     pub fn stand_up(&mut self) {
         if let Some((hub, session, _)) = self.at.take() {
-            hub.detach(session);
+            hub.detach(session, "left");
         }
         self.client.disconnected();
     }
