@@ -39,8 +39,19 @@ begin
 end
 $$;
 
+create function rowcast.renew_watches_as_owner() returns int[]
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return rowcast.renew_watches();
+end
+$$;
+comment on function rowcast.renew_watches_as_owner() is
+    'rowcast.renew_watches for the leader: with the rights of the schema''s owner, who has to have TRIGGER on what is watched.';
+
 -- These do with the owner's rights what others may not do by themselves.
-revoke execute on function rowcast.empty_slices(text, text), rowcast.renew_capture(),
+revoke execute on function rowcast.empty_slices(text, text), rowcast.renew_capture(), rowcast.renew_watches_as_owner(),
     rowcast.write_capture_function(int, boolean), rowcast.forget_dropped_tables() from public;
 do $$
 begin
@@ -48,7 +59,8 @@ begin
         grant execute on function rowcast.write_capture_function(int, boolean), rowcast.forget_dropped_tables() to rowcast_installer;
     end if;
     if exists (select from pg_roles as r where r.rolname = 'rowcast_server') then
-        grant execute on function rowcast.empty_slices(text, text), rowcast.renew_capture() to rowcast_server;
+        grant execute on function rowcast.empty_slices(text, text), rowcast.renew_capture(), rowcast.renew_watches_as_owner()
+            to rowcast_server;
     end if;
 end
 $$;

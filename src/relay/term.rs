@@ -444,7 +444,7 @@ impl<'a> Term<'a> {
         if not_intact.is_empty() && !ended {
             return Ok(());
         }
-        match sqlx::query_scalar::<_, Vec<i32>>("select rowcast.renew_watches()")
+        match sqlx::query_scalar::<_, Vec<i32>>("select rowcast.renew_watches_as_owner()")
             .fetch_one(self.reader.connection())
             .await
         {
