@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 use crate::identity::{Onlooker, ResolvedPolicy};
 use crate::protocol::{Direction, Nulls, OrderBy};
 use crate::publication::{FeedKey, Schema};
 use crate::query::{Filter, Query};
-use crate::version::base36;
+use crate::version::digest;
 
 /// Publication + resolved policy + query, in canonical form: the unit of caching, of fan-out and of permission.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -84,14 +82,6 @@ impl ChannelSpec {
     pub fn is_rls(&self) -> bool {
         matches!(self.policy, ResolvedPolicy::Rls(_))
     }
-}
-
-/// The first 128 bits of SHA-256, as text of at most 27 characters.
-fn digest(text: &str) -> String {
-    let hash = Sha256::digest(text.as_bytes());
-    let half =
-        |from: usize| base36(hash[from..from + 8].iter().fold(0, |number, &byte| (number << 8) | u64::from(byte)));
-    format!("{}-{}", half(0), half(8))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// The number of a cut, drawn from a Postgres sequence: never reused, ascending across epochs too. Zero stands below
 /// every cut. Stays below 2^53, so that a browser can hold it in a number.
@@ -64,6 +65,15 @@ impl fmt::Debug for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "epoch {}", self.0)
     }
+}
+
+/// The first 128 bits of SHA-256, as text of at most 27 characters: a name for texts of which clients choose a part, so that
+/// nobody can make two of them collide.
+pub fn digest(text: &str) -> String {
+    let hash = Sha256::digest(text.as_bytes());
+    let half =
+        |from: usize| base36(hash[from..from + 8].iter().fold(0, |number, &byte| (number << 8) | u64::from(byte)));
+    format!("{}-{}", half(0), half(8))
 }
 
 /// A number in the digits `0-9a-z`: the short form of hashes on the wire.

@@ -8,12 +8,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use crate::identity::Identity;
 use crate::protocol::{ErrorCode, Refusal};
 use crate::publication::FeedKey;
-use crate::version::base36;
+use crate::version::digest;
 
 /// An identity as row security sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -27,11 +26,7 @@ pub struct RlsIdentity {
 impl RlsIdentity {
     /// What entries call it: 128 bits of SHA-256, since clients choose a part of what goes in.
     pub fn hash_text(&self) -> Arc<str> {
-        let text = serde_json::to_string(self).expect("two texts are always JSON");
-        let hash = Sha256::digest(text.as_bytes());
-        let half =
-            |from: usize| base36(hash[from..from + 8].iter().fold(0, |number, &byte| (number << 8) | u64::from(byte)));
-        format!("{}-{}", half(0), half(8)).into()
+        digest(&serde_json::to_string(self).expect("two texts are always JSON")).into()
     }
 }
 
