@@ -1,5 +1,5 @@
-//! No leak: whatever policies, refreshes, revocations, resumes and moves of rows come together, no frame ever carries a row,
-//! or the key of a row, that its receiver could not see.
+//! No leak: whatever policies, row security, refreshes, revocations, resumes and moves of rows come together, no frame
+//! ever carries a row, or the key of a row, that its receiver could not see.
 //!
 //! Every row says in its `label` whose it is, so a spy needs nobody to ask: it looks at each raw frame, and judges it by the
 //! claims that the connection had when the frame's channel was opened. Labels of other tenants, owners or regions are
@@ -23,19 +23,22 @@ use crate::harness::tokens::{SECRET, Signer, WITH_SECRET, now};
 use crate::harness::within;
 use crate::harness::world::{World, run};
 
-const TENANTS: u32 = 12;
-const SPIES: u64 = 60;
+/// As many identities as there are tenants times owners: few enough that their channels are open most of the time.
+const TENANTS: u32 = 4;
+const OWNERS: u32 = 6;
+const SPIES: u64 = 36;
 const WRITERS: u64 = 4;
 const ROWS: i32 = 400;
-const LOAD: Duration = Duration::from_secs(10);
+/// A busy machine takes longer to show enough.
+const LOAD: std::ops::Range<Duration> = Duration::from_secs(8)..Duration::from_secs(45);
 
 /// What a revoked session may still get comes within this.
 const REVOKED_WITHIN: Duration = Duration::from_secs(1);
 
 /// The policies, and what each lets an identity see: of a row's tenant, region and owner.
-const CHANNELS: [(&str, &str, Rule); 5] = [
+const CHANNELS: [(&str, &str, Rule); 6] = [
     ("by_tenant", "tenant=eq.{tenant}", |who, row| row.tenant == who.tenant),
-    ("by_region", "tenant=eq.{tenant}&region=in.{app.regions}", |who, row| {
+    (NEEDS_REGIONS, "tenant=eq.{tenant}&region=in.{app.regions}", |who, row| {
         row.tenant == who.tenant && who.regions.contains(&row.region)
     }),
     ("by_owner", "tenant=eq.{tenant}&or=(owner.eq.{sub},region.eq.north)", |who, row| {
@@ -43,7 +46,24 @@ const CHANNELS: [(&str, &str, Rule); 5] = [
     }),
     ("not_mine", "tenant=eq.{tenant}&owner=not.eq.{sub}", |who, row| row.tenant == who.tenant && row.owner != who.sub),
     ("anybody", "authenticated", |_, _| true),
+    (SECURED, "rls", |who, row| row.tenant == who.tenant || row.owner == who.sub),
 ];
+
+/// What is decided by Postgres, and how.
+const SECURED: &str = "secured";
+const ROW_SECURITY: &str = "
+    create role app nologin;
+    grant select on items to app;
+    alter table items enable row level security;
+    create policy seen on items for select to app using (
+        tenant = current_setting('request.jwt.claims', true)::json ->> 'tenant'
+        or owner = current_setting('request.jwt.claims', true)::json ->> 'sub');";
+
+/// What alone is forbidden to anybody: to who has no region.
+const NEEDS_REGIONS: &str = "by_region";
+
+const ENVIRONMENT: [(&str, &str); 3] =
+    [WITH_SECRET, ("ROWCAST_RLS_ROLES", "app"), ("ROWCAST_RLS_CLAIMS", "sub,role,tenant")];
 
 type Rule = fn(&Who, &Label) -> bool;
 
@@ -70,12 +90,16 @@ impl Who {
     fn random(random: &mut StdRng, number: u64) -> Self {
         let mut regions: Vec<String> = ["north", "south", "west"].map(str::to_owned).into();
         regions.retain(|_| random.random_bool(0.6));
-        Self { sub: format!("u{}", number % 20), tenant: format!("t{}", random.random_range(0..TENANTS)), regions }
+        Self {
+            sub: format!("u{}", number % u64::from(OWNERS)),
+            tenant: format!("t{}", random.random_range(0..TENANTS)),
+            regions,
+        }
     }
 
     fn token(&self, jti: &str) -> String {
         Signer::secret(SECRET).sign(&json!({
-            "sub": self.sub, "tenant": self.tenant, "app": {"regions": self.regions}, "jti": jti,
+            "sub": self.sub, "role": "app", "tenant": self.tenant, "app": {"regions": self.regions}, "jti": jti,
             "iat": now(), "exp": now() + 600,
         }))
     }
@@ -91,13 +115,15 @@ async fn no_frame_ever_carries_a_row_that_its_receiver_could_not_see() {
         .collect();
     let world = World::start(&format!(
         "create table items (id int primary key, tenant text, region text, owner text, n int, label text);
-         insert into items select i, 't' || i % {TENANTS}, (array['north','south','west'])[i % 3 + 1], 'u' || i % 20, i % 100, ''
+         insert into items select i, 't' || i % {TENANTS}, (array['north','south','west'])[i % 3 + 1], 'u' || i % {OWNERS}, i % 100, ''
          from generate_series(1, {ROWS}) i;
-         update items set label = tenant || '/' || region || '/' || owner; {publish}"
+         update items set label = tenant || '/' || region || '/' || owner; {ROW_SECURITY} {publish}"
     ))
     .await;
-    let nodes =
-        [world.node_with(&[WITH_SECRET, ("ROWCAST_LINGER", "300ms")]).await, world.node_with(&[WITH_SECRET]).await];
+    let nodes = [
+        world.node_with(&[&ENVIRONMENT[..], &[("ROWCAST_LINGER", "300ms")]].concat()).await,
+        world.node_with(&ENVIRONMENT).await,
+    ];
     for node in &nodes {
         node.ready().await;
     }
@@ -119,7 +145,7 @@ async fn no_frame_ever_carries_a_row_that_its_receiver_could_not_see() {
         spying.spawn(spy.run(stop.clone()));
     }
     let began = Instant::now();
-    while began.elapsed() < LOAD {
+    while began.elapsed() < LOAD.start || (began.elapsed() < LOAD.end && !shared.is_enough()) {
         assert!(spying.try_join_next().is_none(), "a spy has ended: see its panic");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -130,7 +156,7 @@ async fn no_frame_ever_carries_a_row_that_its_receiver_could_not_see() {
     writing.join_all().await;
     let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
     println!(
-        "{} frames with {} rows and {} keys looked at; {} visits, {} refreshes, {} revocations, {} resumes by a stranger's position, {} of a channel of one's own",
+        "{} frames with {} rows and {} keys looked at; {} visits, {} refreshes, {} revocations, {} resumes by a stranger's position, {} of a channel of one's own; {} rows by row security, {} of them by their owner alone; {} unavailable",
         count(&shared.frames),
         count(&shared.rows),
         count(&shared.keys),
@@ -138,10 +164,12 @@ async fn no_frame_ever_carries_a_row_that_its_receiver_could_not_see() {
         count(&shared.refreshes),
         count(&shared.revocations),
         count(&shared.strange),
-        count(&shared.resumed)
+        count(&shared.resumed),
+        count(&shared.secured),
+        count(&shared.owned),
+        count(&shared.unavailable)
     );
-    assert!(count(&shared.rows) > 20_000 && count(&shared.keys) > 500, "too little was seen");
-    assert!(count(&shared.refreshes) > 30 && count(&shared.revocations) > 10 && count(&shared.strange) > 50);
+    assert!(shared.is_enough(), "too little was seen");
 }
 
 /// Moves rows between tenants, regions and owners; the label goes with them in the same statement.
@@ -159,7 +187,7 @@ async fn write(mut connection: PgConnection, number: u64, stop: Arc<AtomicBool>)
             5..7 => format!(
                 "update items set region = 'south', owner = 'u{0}', label = tenant || '/south/u{0}' \
                  where id between {first} and {first} + {count} - 1",
-                random.random_range(0..20)
+                random.random_range(0..OWNERS)
             ),
             7 => format!("update items set region = 'north', label = tenant || '/north/' || owner where id = {first}"),
             8 => format!(
@@ -173,7 +201,7 @@ async fn write(mut connection: PgConnection, number: u64, stop: Arc<AtomicBool>)
         };
         // Two writers may meet at a key.
         let _ = crate::harness::world::attempt(&mut connection, &sql).await;
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -188,11 +216,30 @@ struct Shared {
     revocations: AtomicUsize,
     strange: AtomicUsize,
     resumed: AtomicUsize,
+    /// Rows of `secured`, and of those the ones that are seen for their owner alone.
+    secured: AtomicUsize,
+    owned: AtomicUsize,
+    /// Subscriptions that were refused for a while.
+    unavailable: AtomicUsize,
     positions: Mutex<Vec<Value>>,
+}
+
+impl Shared {
+    fn is_enough(&self) -> bool {
+        let above = |counter: &AtomicUsize, least| counter.load(Ordering::Relaxed) > least;
+        above(&self.rows, 20_000)
+            && above(&self.keys, 500)
+            && above(&self.refreshes, 30)
+            && above(&self.revocations, 10)
+            && above(&self.strange, 50)
+            && above(&self.secured, 2_000)
+            && above(&self.owned, 200)
+    }
 }
 
 /// A channel of a connection, as the spy sees it.
 struct Watched {
+    name: &'static str,
     rule: Rule,
     who: Who,
     /// Every key that was shown since the last snapshot began.
@@ -223,19 +270,18 @@ impl Spy {
         let Some(mut socket) = connect(node).await else { return };
         let jti = format!("{}-{}", self.number, self.random.random::<u32>());
         let mut who = Who::random(&mut self.random, self.number);
-        // Without a region `by_region` is forbidden.
         let mut had_no_region = who.regions.is_empty();
         let mut channels: HashMap<u64, Watched> = HashMap::new();
-        let mut asked: BTreeMap<u64, (Rule, Option<Value>)> = BTreeMap::new();
+        let mut asked: BTreeMap<u64, (&'static str, Rule, Option<Value>)> = BTreeMap::new();
         say(&mut socket, json!({"op": "auth", "token": who.token(&jti)})).await;
         for id in 1..=self.random.random_range(1..=4_u64) {
             let (name, _, rule) = CHANNELS[self.random.random_range(0..CHANNELS.len())];
             let text = format!("{name}{}", QUERIES[self.random.random_range(0..QUERIES.len())]);
             let resume = self.position();
             say(&mut socket, json!({"op": "subscribe", "id": id, "channel": text, "resume": resume.clone()})).await;
-            asked.insert(id, (rule, resume));
+            asked.insert(id, (name, rule, resume));
         }
-        let leave_at = Instant::now() + Duration::from_millis(self.random.random_range(200..2_000));
+        let leave_at = Instant::now() + Duration::from_millis(self.random.random_range(300..3_000));
         let mut refresh_at = self
             .random
             .random_bool(0.5)
@@ -296,7 +342,7 @@ impl Spy {
                     // frame between shows is judged by either.
                     let earlier = channels.remove(&ch);
                     let mut shown = HashSet::new();
-                    let (rule, resume) = &asked[&id];
+                    let (name, rule, resume) = &asked[&id];
                     if frame["resumed"] == true {
                         let tag = resume.as_ref().map(|resume| &resume["tag"]);
                         assert_eq!(tag, Some(&frame["tag"]), "resumed from a position of another channel: {text}");
@@ -307,6 +353,7 @@ impl Spy {
                         }
                     }
                     let watched = Watched {
+                        name,
                         rule: *rule,
                         who: who.clone(),
                         shown,
@@ -329,7 +376,9 @@ impl Spy {
                 }
                 "error" => {
                     let code = frame["code"].as_str().unwrap_or_default();
-                    let denied = code == "forbidden" && had_no_region;
+                    let of = frame["id"].as_u64().and_then(|id| asked.get(&id)).map(|&(name, ..)| name);
+                    let denied = code == "forbidden" && had_no_region && of == Some(NEEDS_REGIONS);
+                    self.shared.unavailable.fetch_add(usize::from(code == "unavailable"), Ordering::Relaxed);
                     assert!(
                         denied || ["unavailable", "bad_token"].contains(&code),
                         "{who:?} {said:?} {asked:?} {text}"
@@ -363,6 +412,10 @@ impl Spy {
             let parts: Vec<&str> = label.split('/').collect();
             let [tenant, region, owner] = parts[..] else { panic!("a label: {label}") };
             let label = Label { tenant: tenant.into(), region: region.into(), owner: owner.into() };
+            if watched.name == SECURED {
+                self.shared.secured.fetch_add(1, Ordering::Relaxed);
+                self.shared.owned.fetch_add(usize::from(label.tenant != watched.who.tenant), Ordering::Relaxed);
+            }
             assert!((watched.rule)(&watched.who, &label), "{:?} was shown {label:?}: {text}", watched.who);
         }
         for gone in frame["gone"].as_array().into_iter().flatten() {

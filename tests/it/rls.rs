@@ -5,3 +5,4 @@ mod exact;
 mod moves;
 mod refusals;
 mod stage;
+mod tokens;
