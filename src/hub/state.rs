@@ -445,6 +445,8 @@ impl HubState {
             }
             self.resync(number, &before, to.version, "a new epoch");
         }
+        // The log told nothing of views; where a beat did, it is followed next.
+        self.hold_stale(&before);
         self.due.append(&mut self.ahead);
     }
 
