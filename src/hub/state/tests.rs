@@ -914,6 +914,17 @@ fn literals_that_were_forgotten_before_they_were_used_are_cast_again() {
 }
 
 #[test]
+fn literals_that_became_long_are_not_kept_by_their_number() {
+    let mut node = Node::new();
+    let long: Arc<str> = "7".repeat(65_537).into();
+    for n in 0..1_000 {
+        let literal = ("pg_catalog.numeric".into(), format!("{n}e65535").into());
+        node.state.on_cast(vec![(literal, Ok(long.clone()))], node.now);
+    }
+    assert!(!node.state.casts.is_empty() && node.state.casts.len() < 300, "{}", node.state.casts.len());
+}
+
+#[test]
 fn channels_that_come_and_go_while_there_is_no_leader_leave_nothing_behind() {
     let mut node = Node::new();
     node.state.position = None;
