@@ -65,6 +65,13 @@ const TABLE_LOCK_WAIT: Duration = Duration::from_secs(3);
 /// How often a running query looks whether somebody waits behind its lock.
 const WAITERS_POLL: Duration = Duration::from_millis(300);
 
+/// A literal becomes longer by escapes and hex digits, but `1e131071` is short and has 131,072 digits: with thousands of
+/// those in a message a client would fill the node's memory. So what grows by more than this factor is not fetched...
+const GROWTH_MAX: usize = 6;
+
+/// ...beyond so many bytes.
+const GROWTH_FREE: usize = 1_000;
+
 /// How long an identity counts as live after a node has said so.
 const ONLOOKER_TTL: Duration = Duration::from_secs(15);
 
@@ -193,7 +200,9 @@ impl Snapshots {
         while let Some(mut batch) = batches.pop() {
             match self.cast_batch(&batch).await {
                 Ok(values) => {
-                    answers.extend(batch.into_iter().zip(values).map(|(literal, value)| (literal, Ok(value.into()))));
+                    let grown = || "the value is too long as Postgres writes it".to_owned();
+                    let values = values.into_iter().map(|value| value.map(Arc::from).ok_or_else(grown));
+                    answers.extend(batch.into_iter().zip(values));
                 }
                 Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| is_about_a_literal(&code)) => {
                     if batch.len() == 1 {
@@ -210,14 +219,17 @@ impl Snapshots {
         answers
     }
 
-    /// Casts literals of one type.
-    async fn cast_batch(&self, batch: &[Literal]) -> Result<Vec<String>, sqlx::Error> {
+    /// Casts literals of one type; `None`: it grew too long.
+    async fn cast_batch(&self, batch: &[Literal]) -> Result<Vec<Option<String>>, sqlx::Error> {
         let Some((type_name, _)) = batch.first() else { return Ok(Vec::new()) };
         // The name comes from `rowcast.describe()`, quoted.
         let written = if matches!(&**type_name, "pg_catalog.int8" | "pg_catalog.numeric") { "::text" } else { "" };
         let sql = format!(
-            "select to_json(literal::{type_name}{written})::text
-             from unnest($1::text[]) with ordinality as literals (literal, place) order by place"
+            "select case when octet_length(cast_to.json) <= {GROWTH_FREE} + {GROWTH_MAX} * octet_length(cast_to.literal)
+                         then cast_to.json end
+             from (select literal, place, to_json(literal::{type_name}{written})::text as json
+                   from unnest($1::text[]) with ordinality as literals (literal, place) offset 0) as cast_to
+             order by cast_to.place"
         );
         let texts: Vec<&str> = batch.iter().map(|(_, text)| &**text).collect();
         sqlx::query_scalar(AssertSqlSafe(sql)).bind(texts).fetch_all(&self.database).await

@@ -129,6 +129,8 @@ pub(super) struct HubState {
     catalogue_read: Option<Instant>,
     /// Literals that Postgres has cast, or why it could not.
     casts: HashMap<Literal, Result<Arc<str>, String>>,
+    /// Bytes of them, some counted twice.
+    casts_bytes: usize,
     /// Subscriptions and reads that wait for the catalogue or for a cast.
     parked: Vec<subscribe::Parked>,
     feeds: HashMap<FeedKey, Feed>,
@@ -171,6 +173,7 @@ impl HubState {
             catalogue_readings: 0,
             catalogue_read: None,
             casts: HashMap::new(),
+            casts_bytes: 0,
             parked: Vec::new(),
             feeds: HashMap::new(),
             channels: HashMap::new(),
@@ -445,6 +448,8 @@ impl HubState {
             }
             self.resync(number, &before, to.version, "a new epoch");
         }
+        // The log told nothing of views; where a beat did, it is followed next.
+        self.hold_stale(&before);
         self.due.append(&mut self.ahead);
     }
 

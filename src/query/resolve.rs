@@ -45,7 +45,7 @@ pub fn resolve(
     let schema = &publication.schema;
     let order = canonical_order(request, schema)?;
     let select = match &request.select {
-        Some(names) => canonical_select(names, &order, schema)?,
+        Some(names) => Some(canonical_select(names, &order, schema)?),
         None => None,
     };
     let filter = resolve_filter(&request.filters, publication, Scope::Shown, known)?;
@@ -208,15 +208,15 @@ fn check_unequal(named: &Named, kind: ValueType) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Sorted, each once, with those of the key and of the order, which come in any case; `None`: all that are shown.
-fn canonical_select(names: &[Named], order: &[OrderBy], schema: &Schema) -> Result<Option<Vec<Arc<str>>>, Refusal> {
+/// Sorted, each once, with those of the key and of the order, which come in any case. Also where these are all that there
+/// are now: who names columns gets none that join later.
+fn canonical_select(names: &[Named], order: &[OrderBy], schema: &Schema) -> Result<Vec<Arc<str>>, Refusal> {
     let mut select: BTreeSet<Arc<str>> = schema.key_names().chain(order.iter().map(|by| &by.column)).cloned().collect();
     for named in names {
         let (_, column) = shown(named, schema, Scope::Shown)?;
         select.insert(column.name.clone());
     }
-    let is_all = schema.columns.iter().all(|column| column.hidden || select.contains(&column.name));
-    Ok((!is_all).then(|| select.into_iter().collect()))
+    Ok(select.into_iter().collect())
 }
 
 /// Each column once, the key behind them, nothing behind the whole key. Empty: by key alone, and nothing is cut off.

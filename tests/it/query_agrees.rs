@@ -638,6 +638,7 @@ async fn what_cannot_be_asked_is_refused_by_its_place() {
         ("i8=gt.1.5", 8, "invalid input syntax"),
         ("i4=eq.1;drop table t", 8, "invalid input syntax"),
         ("n=eq.1e200000", 7, "overflow"),
+        ("n=eq.1e100000", 7, "too long"),
         ("f4=eq.1e39", 8, "out of range"),
         ("b=eq.maybe", 7, "invalid input syntax for type boolean"),
         ("u=eq.1", 7, "invalid input syntax for type uuid"),
@@ -715,7 +716,8 @@ async fn equal_queries_are_equal_values() {
         }
     }
     let all: String = KINDS.iter().map(|kind| format!(",{}", kind.column)).collect();
-    assert_eq!(asker.query(&format!("t?select=id{all}")).await.expect("all columns"), Query::default());
+    let named = asker.query(&format!("t?select=id{all}")).await.expect("all columns");
+    assert_ne!(named, Query::default(), "more may join later");
 }
 
 #[tokio::test]

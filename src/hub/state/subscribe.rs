@@ -48,6 +48,9 @@ enum Resolved {
 /// Literals remembered; with more, all are forgotten, and cast again when they are asked for.
 const CASTS_MAX: usize = 10_000;
 
+/// 16 MiB of them, with what they were cast to: clients choose them, and a short one may become a long one.
+const CASTS_BYTES_MAX: usize = 16 << 20;
+
 enum ForWhom {
     Session { session: SessionId, id: u64, resume: Option<Resume> },
     Reader(oneshot::Sender<Result<RowsRead, Refusal>>),
@@ -217,10 +220,14 @@ impl HubState {
 
     /// Literals that Postgres has cast, or has not.
     pub(in crate::hub) fn on_cast(&mut self, cast: Vec<(Literal, Result<Arc<str>, String>)>, now: Instant) {
-        let forgotten = self.casts.len() + cast.len() > CASTS_MAX;
+        let bytes: usize = cast.iter().map(bytes_of).sum();
+        let forgotten =
+            self.casts.len() + cast.len() > CASTS_MAX || self.casts_bytes.saturating_add(bytes) > CASTS_BYTES_MAX;
         if forgotten {
             self.casts.clear();
+            self.casts_bytes = 0;
         }
+        self.casts_bytes = self.casts_bytes.saturating_add(bytes);
         self.casts.extend(cast);
         self.retry_parked(now, |parked| matches!(parked.waits_for, WaitsFor::Casts), forgotten);
     }
@@ -638,6 +645,11 @@ fn named_columns<'a>(spec: &ChannelSpec, catalogue: &'a Catalogue) -> (Vec<Optio
     let compared = filter.columns().into_iter().chain(spec.query.order.iter().map(|by| &by.column));
     let selected = spec.query.select.iter().flatten();
     (compared.map(|name| find(name)).collect(), selected.map(|name| find(name).is_some()).collect())
+}
+
+/// What a literal takes with its value.
+fn bytes_of((literal, value): &(Literal, Result<Arc<str>, String>)) -> usize {
+    literal.1.len() + value.as_ref().map_or_else(String::len, |json| json.len())
 }
 
 /// Does something with a client, if it is still there.

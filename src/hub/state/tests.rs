@@ -744,7 +744,6 @@ fn rows_between_two_cuts_are_read_again_when_no_cut_follows() {
     let mut node = Node::new();
     let mut client = node.client_of_both(1);
     node.state.on_push(Push::Lost, node.now);
-    node.turn();
     let number = node.state.reading_logs.expect("the log is read");
     let head = Some(cut_of(EPOCH, 45));
     let read = vec![
@@ -917,6 +916,17 @@ fn literals_that_were_forgotten_before_they_were_used_are_cast_again() {
     node.turn();
     assert_eq!(node.flights().len(), 1);
     assert!(take(&mut client).iter().all(|frame| frame["op"] == "live"));
+}
+
+#[test]
+fn literals_that_became_long_are_not_kept_by_their_number() {
+    let mut node = Node::new();
+    let long: Arc<str> = "7".repeat(65_537).into();
+    for n in 0..1_000 {
+        let literal = ("pg_catalog.numeric".into(), format!("{n}e65535").into());
+        node.state.on_cast(vec![(literal, Ok(long.clone()))], node.now);
+    }
+    assert!(!node.state.casts.is_empty() && node.state.casts.len() < 300, "{}", node.state.casts.len());
 }
 
 #[test]
@@ -1129,4 +1139,26 @@ fn a_version_that_only_the_log_told_of_may_be_stale() {
     assert!(take(&mut client).is_empty(), "who knows how it stands with the view");
     node.beat(EPOCH, 41, 41, &[]);
     assert_eq!(ops(&take(&mut client)), ["delta", "live"]);
+}
+
+#[test]
+fn a_new_epoch_that_only_the_log_told_of_leaves_views_stale_until_a_beat() {
+    let mut node = Node::new();
+    let mut client = client_of_table_and_view(&mut node);
+    node.state.on_push(Push::Lost, node.now);
+    let number = node.state.reading_logs.expect("the log is read");
+    let read = |name: &str| (feed(name), LogRead { head: Some(cut_of("next", 41)), entries: None });
+    node.state.on_logs(number, Some(vec![read("a"), read("v")]), node.now);
+    node.turn();
+    for (channel, flight, _) in node.flights() {
+        let view = node.view(channel);
+        let rows = Rows::read(&view, Version(41), vec![row(1, 41)], true);
+        let place = Place::At(Version(41));
+        let fresh = Fresh { rows, place, view, epoch: Epoch::new("next"), lock: None };
+        node.state.on_landed(channel, flight, Ok(fresh), node.now);
+    }
+    node.turn();
+    assert!(take(&mut client).iter().all(|frame| frame["op"] == "live"), "the view may be stale");
+    node.beat("next", 41, 41, &[]);
+    assert_eq!(ops(&take(&mut client)), ["step", "delta", "delta", "live"]);
 }

@@ -126,6 +126,37 @@ fn columns_of_the_feed_that_are_none_of_the_channels_may_change_unseen() {
 }
 
 #[test]
+fn who_named_all_columns_there_were_gets_none_that_join_later() {
+    let mut node = Node::new();
+    let mut named = node.client_of(1, "a?select=id,n", &[(1, 10)], true);
+    let other = Schema { columns: ["id", "n", "more"].map(|name| Column::new(name, "int4")).into(), key: vec![0] };
+    let wider = Publication {
+        schema_id: other.id().into(),
+        casts: casts(&other),
+        schema: Arc::new(other.clone()),
+        ..publication("a")
+    };
+    let catalogue = Catalogue { publications: HashMap::from([("a".into(), Arc::new(wider))]) };
+    node.state.on_catalogue(Some(Arc::new(catalogue)), node.now);
+    node.marker(41, "a");
+    let flights = node.flights();
+    let view = View::new(&node.state.channels[&flights[0].0].spec, &Arc::new(other)).expect("a view");
+    let row = Arc::new(Row::parse("[1,10,7]").expect("a row"));
+    let Verdict::Member(row) = view.judge(Some(&row)) else { panic!("a member") };
+    let fresh = Fresh {
+        rows: Rows::read(&view, Version(41), vec![(Key::new("[1]"), row)], true),
+        place: Place::At(Version(41)),
+        view: Arc::new(view),
+        epoch: Epoch::new(EPOCH),
+        lock: None,
+    };
+    node.state.on_landed(flights[0].0, flights[0].1, Ok(fresh), node.now);
+    node.turn();
+    let frames = take(&mut named);
+    assert!(frames.iter().all(|frame| frame["op"] == "live"), "{frames:?}");
+}
+
+#[test]
 fn a_window_says_its_order_and_tells_who_is_pushed_out_and_who_comes_in() {
     let mut node = Node::new();
     let mut client = node.attach(1);
