@@ -1,6 +1,6 @@
 # The two commands. Each installs what is missing (see scripts/install.sh) and then runs.
 
-.PHONY: help demo test bench bench-capture bench-delivery
+.PHONY: help demo test bench bench-capture bench-delivery bench-permissions
 
 help:
 	@echo "make demo   show it: a small shop on a private database, with a page"
@@ -17,7 +17,7 @@ test:
 	@scripts/test.sh
 
 # About ten minutes; on a machine that does nothing else.
-bench: bench-capture bench-delivery
+bench: bench-capture bench-delivery bench-permissions
 
 # What triggers cost: make bench-capture ARGS="5 2" (runs, seconds)
 bench-capture:
@@ -28,3 +28,8 @@ bench-capture:
 bench-delivery:
 	@scripts/install.sh demo
 	cargo bench --locked --bench delivery -- $(ARGS)
+
+# What permission costs the fan-out: make bench-permissions ARGS="--clients 1000 --runs 5"
+bench-permissions:
+	@scripts/install.sh demo
+	cargo bench --locked --bench permissions -- $(ARGS)

@@ -253,7 +253,7 @@ comment on function rowcast.capture_settings(int) is
     'The settings a capture function pins because its keys'' text would depend on the writer''s; they cost time, so only then.';
 
 create function rowcast.write_capture_function(capture int, row_level boolean) returns void
-    language plpgsql volatile strict
+    language plpgsql volatile strict security definer
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -261,7 +261,9 @@ begin
                    'capture_' || capture, rowcast.capture_settings(capture), rowcast.capture_body(capture, row_level));
 end
 $$;
-comment on function rowcast.write_capture_function(int, boolean) is 'Makes or renews a table''s capture function.';
+comment on function rowcast.write_capture_function(int, boolean) is
+    'Makes or renews a table''s capture function. It belongs to the owner of this one, whoever publishes: what it may do does not
+change when a publisher''s privileges do.';
 
 create function rowcast.install_capture(capture int, relation regclass) returns void
     language plpgsql volatile strict
@@ -334,7 +336,7 @@ comment on function rowcast.is_intact(int, oid) is
 if it were written now.';
 
 create function rowcast.renew_capture() returns int[]
-    language plpgsql volatile
+    language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare

@@ -39,7 +39,7 @@ $$;
 comment on function rowcast.log_marker(int) is 'Logs that any key of a publication may have changed, and wakes the leader.';
 
 create function rowcast.forget_dropped_tables() returns void
-    language plpgsql volatile
+    language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -236,6 +236,11 @@ begin
     if policy is null or policy = '' then
         raise exception 'a publication needs a policy' using errcode = 'null_value_not_allowed',
             hint = 'public, authenticated, rls, or a filter such as tenant_id=eq.{tenant_id}.';
+    elsif policy = 'rls' and not coalesce((select c.relrowsecurity and c.relkind in ('r', 'p') from pg_class as c
+                                           where c.oid = checked_policy.relation), false) then
+        raise exception '% has no row security', checked_policy.relation using errcode = 'object_not_in_prerequisite_state',
+            detail = 'The policy rls leaves it to Postgres who sees which rows.',
+            hint = format('alter table %s enable row level security', checked_policy.relation);
     elsif policy in ('public', 'authenticated', 'rls') then
         return columns;
     elsif octet_length(policy) > 65536 then
@@ -362,11 +367,11 @@ begin
     if coalesce(publish.bulk_rows, -1) < 0 or coalesce(publish.refresh_ms, -1) < 0 then
         raise exception 'bulk_rows and refresh_ms cannot be negative or null' using errcode = 'invalid_parameter_value';
     end if;
-    named_columns := rowcast.checked_policy(publish.relation, publish.policy);
     if publish.policy = 'rls' and (select c.relkind from pg_class as c where c.oid = publish.relation) in ('v', 'm') then
         raise exception 'row security cannot decide about a view' using errcode = 'feature_not_supported',
             detail = 'A view is run once for everybody, by the server.', hint = 'Filter by its columns: policy => ''column=eq.{claim}''.';
     end if;
+    named_columns := rowcast.checked_policy(publish.relation, publish.policy);
 
     perform rowcast.lock_for_publishing(publish.relation);
     perform rowcast.check_relation(publish.relation);
@@ -406,6 +411,7 @@ begin
     end if;
     perform rowcast.settle_watches();
     perform rowcast.log_marker(published.id);
+    perform rowcast.warn_of_privileges(published.relation);
 end
 $$;
 comment on function rowcast.publish(regclass, text, text, text[], text[], int, int, regclass[]) is

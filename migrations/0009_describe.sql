@@ -2,7 +2,8 @@
 
 create function rowcast.describe(only_name text default null) returns table (
     name text, generation bigint, id int, relation_oid oid, relation text, source text, policy text, columns json, key int[],
-    casts text[], bulk_rows int, refresh_ms int, key_sql text, row_sql text, by_key_sql text, fingerprint text, is_intact boolean
+    casts text[], bulk_rows int, refresh_ms int, key_sql text, row_sql text, by_key_sql text, fingerprint text, is_intact boolean,
+    is_exempt boolean
 )
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -14,7 +15,9 @@ begin
                case c.relkind when 'v' then 'view' when 'm' then 'materialized view' else 'table' end,
                p.policy, s.columns, s.key, s.casts, p.bulk_rows, p.refresh_ms, rowcast.key_sql(c.oid, p.key, 'r'),
                rowcast.row_sql(c.oid, s.names, p.key || p.policy_columns), rowcast.by_key_sql(c.oid, p.key),
-               md5(concat_ws(' ', s.fingerprint, f.files, t.triggers, d.sources, intact.is_intact)), intact.is_intact
+               md5(concat_ws(' ', s.fingerprint, f.files, t.triggers, d.sources, intact.is_intact,
+                             case p.policy when 'rls' then rowcast.rls_fingerprint(c.oid) end)),
+               intact.is_intact, c.relrowsecurity and rowcast.is_exempt(c.oid)
         from rowcast.publications as p
         join pg_class as c on c.oid = p.relation
         join pg_namespace as n on n.oid = c.relnamespace
@@ -80,7 +83,8 @@ $$;
 comment on function rowcast.describe(text) is
     'One row for every publication (or the one named) whose relation and key columns exist, with the SQL that reads its keys
 and rows.
-is_intact: every change is logged. fingerprint: differs when rows may have changed without a trigger.';
+is_intact: every change is logged. fingerprint: differs when rows may have changed, or become visible, without a trigger.
+is_exempt: row security applies to the current role, but a policy shows it every row.';
 
 -- Subqueries for single rows, and not joins, because they can only be answered by an index: a join the planner prefers to
 -- make by reading all of pg_attribute, at every cut.
@@ -130,6 +134,10 @@ begin
             select string_agg(concat_ws(' ', s.publication, s.object, (
                 select concat(f.ctid, f.xmin) from pg_proc as f where s.is_function and f.oid = s.object
             )), ' ' order by s.publication, s.is_function, s.object) from rowcast.sources as s
+        ), (
+            select concat(case when bool_or(p.policy = 'rls') then rowcast.roles_stamp() end, string_agg((
+                select string_agg(concat(o.ctid, o.xmin), ' ' order by o.polname) from pg_policy as o where o.polrelid = p.relation
+            ), ' ' order by p.id)) from rowcast.publications as p
         )))
     );
 end

@@ -38,15 +38,16 @@ as $$
         select l.virtualtransaction as name
         from pg_locks as l join pg_stat_activity as a on a.pid = l.pid
         where l.locktype = 'virtualxid' and l.mode = 'ExclusiveLock' and a.datname = current_database()
-          and a.pid <> pg_backend_pid() and a.backend_type <> 'autovacuum worker'
+          and a.pid <> pg_backend_pid() and a.backend_type is distinct from 'autovacuum worker'
         union all
         select 'prepared ' || t.transaction::text from pg_prepared_xacts as t where t.database = current_database()
     ) as r
 $$;
-comment on function rowcast.running_transactions() is 'Names of the transactions of this database that have not ended.';
+comment on function rowcast.running_transactions() is
+    'Names of the transactions of this database that have not ended. What a session is, only some roles may know: then it counts.';
 
 create function rowcast.empty_slices(snapshot text, epoch text) returns int
-    language plpgsql volatile
+    language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
 as $$

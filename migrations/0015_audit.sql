@@ -35,3 +35,14 @@ comment on column rowcast.audit.rows is 'How many rows the channel had at that m
 comment on column rowcast.audit.why is 'Why it ended or was refused.';
 comment on column rowcast.audit.duration_ms is 'How long it lasted.';
 comment on index rowcast.audit_at is 'Finds a span of time.';
+
+do $$
+begin
+    if exists (select from pg_roles as r where r.rolname = 'rowcast_server') then
+        grant insert on rowcast.audit to rowcast_server;
+    end if;
+    if exists (select from pg_roles as r where r.rolname = 'rowcast_auditor') then
+        grant select on rowcast.audit to rowcast_auditor;
+    end if;
+end
+$$;

@@ -18,10 +18,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::{Audit, AuditWriter};
 use crate::capture::views::ViewLimits;
 use crate::capture::{install, session};
 use crate::config::identity::Switch;
-use crate::config::{DatabaseUrl, IdentityConfig, ServeConfig};
+use crate::config::{AuditMode, DatabaseUrl, IdentityConfig, ServeConfig};
 use crate::http::listen::{self, Patience};
 use crate::http::{self, Edge, EdgeParts, EdgeSettings, MetricsAt};
 use crate::hub::{HubSettings, HubTask};
@@ -63,6 +64,7 @@ pub struct App {
     pump: BoxFuture<'static, ()>,
     /// What keeps keys and revocations fresh.
     followers: Vec<BoxFuture<'static, ()>>,
+    audit_writer: Option<AuditWriter>,
 }
 
 impl App {
@@ -94,6 +96,8 @@ impl App {
         };
 
         let node = base36(rand::random());
+        // Batches wait for nobody's snapshot query.
+        let audit_pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(database.clone());
         let snapshots = Snapshots::new(
             pool,
             Arc::clone(&store),
@@ -105,8 +109,17 @@ impl App {
                 checkpoint_every: CHECKPOINT_EVERY,
             },
         );
+        let (audit, audit_writer) = match config.audit {
+            AuditMode::Off => (Audit::default(), None),
+            AuditMode::Events => (Audit::events(&node), None),
+            AuditMode::Table => {
+                let (audit, writer) = Audit::table(&node, audit_pool);
+                (audit, Some(writer))
+            }
+        };
         let (subscription, pump) = store.subscribe();
-        let (hub, handle) = HubTask::new(hub_settings(&config), Arc::clone(&store), snapshots, subscription);
+        let settings = HubSettings { audit: audit.clone(), ..hub_settings(&config) };
+        let (hub, handle) = HubTask::new(settings, Arc::clone(&store), snapshots, subscription);
         let drain = Drain::new();
         let (admission, followers) = admission(&config.identity, &database).await?;
         let settings = edge_settings(&config, admission);
@@ -117,6 +130,7 @@ impl App {
             settings: settings.clone(),
             drain: Arc::clone(&drain),
             exporter: exporter.clone(),
+            audit,
         });
         let (status, _) = watch::channel(RelayStatus::default());
         let view_limits = ViewLimits {
@@ -125,7 +139,20 @@ impl App {
             ..ViewLimits::default()
         };
         let relay = Relay { database: config.database_url.options(), store, node, view_limits, status };
-        Ok(Self { listener, metrics_listener, address, edge, settings, drain, exporter, hub, relay, pump, followers })
+        Ok(Self {
+            listener,
+            metrics_listener,
+            address,
+            edge,
+            settings,
+            drain,
+            exporter,
+            hub,
+            relay,
+            pump,
+            followers,
+            audit_writer,
+        })
     }
 
     /// Where it listens: the real port, also where port 0 was asked for.
@@ -153,6 +180,9 @@ impl App {
         tasks.spawn(until_end(Box::pin(self.exporter.upkeep())));
         for follower in self.followers {
             tasks.spawn(until_end(follower));
+        }
+        if let Some(writer) = self.audit_writer {
+            tasks.spawn(writer.run(end.clone()));
         }
         let mut hub = tasks.spawn(self.hub.run(end.clone()));
         let mut relay = tasks.spawn(relay::run(self.relay, end.clone()));
@@ -237,6 +267,7 @@ fn hub_settings(config: &ServeConfig) -> HubSettings {
         linger: limits.linger,
         checkpoint_ttl: limits.checkpoint_ttl,
         checkpoint_every: CHECKPOINT_EVERY,
+        rls: config.rls.settings(),
         ..HubSettings::default()
     }
 }

@@ -12,11 +12,12 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
 use sqlx::postgres::PgPool;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::identity::Identity;
 use crate::metrics;
@@ -112,6 +113,35 @@ pub struct Audit {
     queue: Option<mpsc::Sender<(SystemTime, Record)>>,
 }
 
+/// Rows that somebody is being shown: the end is recorded when this is dropped.
+#[derive(Debug)]
+pub struct Shown {
+    audit: Audit,
+    record: Record,
+    since: Instant,
+}
+
+impl Shown {
+    /// Records the beginning.
+    pub fn begin(audit: &Audit, record: Record) -> Self {
+        audit.record(record.clone());
+        Self { audit: audit.clone(), record, since: Instant::now() }
+    }
+
+    /// Records the end, and why.
+    pub fn end(mut self, why: &'static str) {
+        self.record.why = Some(why);
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        let (served, rows) = (None, None);
+        let duration = Some(self.since.elapsed());
+        self.audit.record(Record { event: Event::Ended, served, rows, duration, ..self.record.clone() });
+    }
+}
+
 /// Writes what was recorded to the table.
 pub struct AuditWriter {
     node: Arc<str>,
@@ -166,26 +196,42 @@ impl Audit {
 }
 
 impl AuditWriter {
-    /// Writes batches until every [`Audit`] is gone and the queue is empty.
-    pub async fn run(mut self) {
-        let mut batch = Vec::with_capacity(BATCH_MAX);
-        while let Some(first) = self.queue.recv().await {
-            batch.push(first);
-            tokio::time::sleep(BATCH_WAIT).await;
-            while batch.len() < BATCH_MAX
-                && let Ok(next) = self.queue.try_recv()
-            {
-                batch.push(next);
-            }
+    /// Writes batches until it is told to end; then once more what waits, if Postgres takes it at once.
+    pub async fn run(mut self, end: CancellationToken) {
+        // Wake-ups: a record; the end.
+        while let Some(Some(first)) = end.run_until_cancelled(self.queue.recv()).await {
+            let mut batch = vec![first];
+            end.run_until_cancelled(tokio::time::sleep(BATCH_WAIT)).await;
+            self.take(&mut batch);
             let mut told = false;
             while let Err(error) = self.write(&batch).await {
-                if !told {
+                if !std::mem::replace(&mut told, true) {
                     tracing::warn!(%error, "the audit table cannot be written; records wait, and are dropped when too many do");
-                    told = true;
                 }
-                tokio::time::sleep(RETRY).await;
+                if end.run_until_cancelled(tokio::time::sleep(RETRY)).await.is_none() {
+                    return;
+                }
             }
-            batch.clear();
+        }
+        loop {
+            let mut batch = Vec::new();
+            self.take(&mut batch);
+            if batch.is_empty() {
+                return;
+            }
+            if let Err(error) = self.write(&batch).await {
+                tracing::warn!(%error, records = batch.len(), "the last records did not get into the audit table");
+                return;
+            }
+        }
+    }
+
+    /// What waits, up to a batch.
+    fn take(&mut self, batch: &mut Vec<(SystemTime, Record)>) {
+        while batch.len() < BATCH_MAX
+            && let Ok(next) = self.queue.try_recv()
+        {
+            batch.push(next);
         }
     }
 

@@ -123,6 +123,7 @@ pub fn channel_of(base: Checkpoint, spec: &ChannelSpec) -> Option<Checkpoint> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry::seen::Visible;
     use crate::entry::{Key, Row, State};
     use crate::identity::ResolvedPolicy;
     use crate::publication::{Column, FeedKey, Schema};
@@ -138,7 +139,7 @@ mod tests {
         let mut rows = Rows::at(Version(40), [row("north"), row("south"), row("west")]);
         let gone = State { key: Key::new("[\"west\"]"), row: None };
         let view = View::whole(&Arc::new(schema));
-        rows.apply(Version(40), Version(41), &[gone], &view).expect("no window");
+        rows.apply(Version(40), Version(41), Visible::All.mark(&[gone]), &view).expect("no window");
         let snapshot = "1:1:".parse().expect("a snapshot");
         Checkpoint {
             cut: Cut { epoch: Epoch::new("e"), version: Version(41), snapshot, as_of: 7 },

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::identity::ResolvedPolicy;
+use crate::identity::{Onlooker, ResolvedPolicy};
 use crate::protocol::{Direction, Nulls, OrderBy};
 use crate::publication::{FeedKey, Schema};
 use crate::query::{Filter, Query};
@@ -44,8 +44,17 @@ impl ChannelSpec {
         self.columns().is_empty()
     }
 
-    /// JSON texts, so nothing in a value can be taken for what stands between two.
-    fn canonical(&self) -> String {
+    /// Whose sight of the feed the leader has to work out for it; `None` where row security does not decide.
+    pub fn onlooker(&self) -> Option<Onlooker> {
+        match &self.policy {
+            ResolvedPolicy::Rls(identity) => Some(Onlooker { feed: self.feed.clone(), identity: identity.clone() }),
+            ResolvedPolicy::Public | ResolvedPolicy::Authenticated | ResolvedPolicy::Filter(_) => None,
+        }
+    }
+
+    /// The channel as one text: generation, policy, query. JSON texts, so nothing in a value can be taken for what stands
+    /// between two.
+    pub fn canonical(&self) -> String {
         let Query { filter, select, order, limit } = &self.query;
         let parts = serde_json::to_string(&(&self.policy, filter, select, order, limit));
         format!("{}?{}", self.feed, parts.expect("texts and numbers are always JSON"))

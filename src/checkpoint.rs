@@ -55,6 +55,8 @@ pub enum CannotRoll {
     Marker(String),
     #[error("of other columns")]
     Schema,
+    #[error("an entry does not tell what the identity sees")]
+    Sight,
     #[error("an entry could not be read")]
     Corrupt,
     #[error(transparent)]
@@ -207,8 +209,10 @@ impl Checkpoint {
                 return Err(CannotRoll::Epoch);
             }
             match States::parse(&entry.states) {
-                Ok(States::Rows { schema, states }) if schema == *self.view.feed_schema_id() => {
-                    self.rows.apply(entry.base.max(at), entry.version, &states, &self.view)?;
+                Ok(States::Rows { schema, states, seen }) if schema == *self.view.feed_schema_id() => {
+                    let visible = self.view.sight().of(&seen).ok_or(CannotRoll::Sight)?;
+                    let view = self.view.clone();
+                    self.rows.apply(entry.base.max(at), entry.version, visible.mark(&states), &view)?;
                     at = entry.version;
                 }
                 Ok(States::Rows { .. }) => return Err(CannotRoll::Schema),
@@ -235,8 +239,9 @@ fn raw(text: &str) -> Result<&RawValue, serde_json::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry::seen::{Seen, Visible};
     use crate::entry::{PartsWriter, State};
-    use crate::identity::ResolvedPolicy;
+    use crate::identity::{ResolvedPolicy, RlsIdentity};
     use crate::publication::{Column, FeedKey};
     use crate::query::Query;
     use crate::version::Epoch;
@@ -272,7 +277,8 @@ mod tests {
     fn checkpoint() -> Checkpoint {
         let view = view(ids(Some("id"), None));
         let mut rows = Rows::at(Version(40), [row(1), row(2)]);
-        rows.apply(Version(40), Version(43), &[State { key: Key::new("[2]"), row: None }], &view).expect("no window");
+        rows.apply(Version(40), Version(43), Visible::All.mark(&[State { key: Key::new("[2]"), row: None }]), &view)
+            .expect("no window");
         Checkpoint { cut: cut(43), view, rows }
     }
 
@@ -364,6 +370,22 @@ mod tests {
         );
         let other = entry(45, PartsWriter::new("other").finish());
         assert_eq!(start.clone().roll_forward(&[other], &cut(46)).expect_err("columns"), CannotRoll::Schema);
+        let mut seen = Seen::default();
+        seen.note("someone else".into(), vec![], 1);
+        let identity = RlsIdentity { role: "app".into(), claims: "{}".into() };
+        let policy = ResolvedPolicy::Rls(Arc::new(identity.clone()));
+        let spec = ChannelSpec { policy, ..spec(Query::default()) };
+        let secured =
+            Checkpoint { view: Arc::new(View::new(&spec, start.view.feed_schema()).expect("a view")), ..start.clone() };
+        let roll = |seen: &Seen| {
+            let mut writer = PartsWriter::new(start.view.feed_schema_id());
+            writer.push("[5]", Some("[5,5]"));
+            secured.clone().roll_forward(&[entry(45, writer.finish_seen(seen))], &cut(46))
+        };
+        assert_eq!(roll(&seen).expect_err("it is not told of"), CannotRoll::Sight);
+        let rows = secured.rows.len();
+        seen.note(identity.hash_text(), vec![], 1);
+        assert_eq!(roll(&seen).expect("it is told of, and sees nothing").rows.len(), rows);
         let epoch = Cut { epoch: Epoch::new("other"), ..cut(46) };
         assert_eq!(start.roll_forward(&[], &epoch).expect_err("an epoch"), CannotRoll::Epoch);
     }

@@ -18,6 +18,8 @@ pub use identity::IdentityConfig;
 pub use secret::{BearerToken, DatabaseUrl, JwtSecret, RedisUrl};
 
 use crate::http::origin::AllowedOrigins;
+use crate::identity::RlsSettings;
+use crate::identity::rls::ClaimPath;
 
 /// What `rowcast serve` runs on.
 #[derive(Args, Clone, Debug)]
@@ -56,8 +58,15 @@ pub struct ServeConfig {
     #[arg(long, env = "ROWCAST_DRAIN_SPREAD", value_name = "TIME", value_parser = time_or_zero, default_value = "10s")]
     pub drain_spread: Duration,
 
+    /// Who was shown what: `events` in the log, `table` also in rowcast.audit
+    #[arg(long, env = "ROWCAST_AUDIT", value_name = "WHERE", default_value = "events")]
+    pub audit: AuditMode,
+
     #[command(flatten)]
     pub identity: IdentityConfig,
+
+    #[command(flatten)]
+    pub rls: RlsConfig,
 
     #[command(flatten)]
     pub limits: Limits,
@@ -67,6 +76,38 @@ impl ServeConfig {
     /// Every setting at its default, whatever the environment says: for the demo and for tests, which then set fields.
     pub fn new(database_url: DatabaseUrl) -> Self {
         Self { database_url, ..defaults(&["--database-url", "postgres://localhost"]) }
+    }
+}
+
+/// What row security is told of a client, for publications with the policy `rls`.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Row security")]
+pub struct RlsConfig {
+    /// Database roles that a token may name, comma-separated. Without it: publications with the policy `rls` are closed
+    #[arg(long, env = "ROWCAST_RLS_ROLES", value_name = "ROLES", value_delimiter = ',', value_parser = role)]
+    pub rls_roles: Vec<String>,
+
+    /// The claim that names the role
+    #[arg(long, env = "ROWCAST_RLS_ROLE_CLAIM", value_name = "CLAIM", default_value = "role")]
+    pub rls_role_claim: ClaimPath,
+
+    /// The role of clients without a token. Without it: they may not open publications with the policy `rls`
+    #[arg(long, env = "ROWCAST_RLS_ANON_ROLE", value_name = "ROLE", value_parser = role)]
+    pub rls_anon_role: Option<String>,
+
+    /// Claims that policies may look at, comma-separated. Clients that agree in them share what is cached; others are absent
+    #[arg(long, env = "ROWCAST_RLS_CLAIMS", value_name = "CLAIMS", value_delimiter = ',', default_value = "sub,role")]
+    pub rls_claims: Vec<ClaimPath>,
+}
+
+impl RlsConfig {
+    pub fn settings(&self) -> RlsSettings {
+        RlsSettings {
+            role_claim: self.rls_role_claim.clone(),
+            roles: self.rls_roles.clone(),
+            anonymous_role: self.rls_anon_role.clone(),
+            claims: self.rls_claims.clone(),
+        }
     }
 }
 
@@ -159,6 +200,17 @@ pub struct LogConfig {
     pub log_format: LogFormat,
 }
 
+/// Where the audit goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AuditMode {
+    /// Nowhere
+    Off,
+    /// Structured events in the log, under `rowcast::audit`
+    Events,
+    /// These, and the table `rowcast.audit`
+    Table,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// A line for people
@@ -219,6 +271,17 @@ fn time(text: &str) -> Result<Duration, String> {
     match time_or_zero(text)? {
         Duration::ZERO => Err("expected more than zero".into()),
         time => Ok(time),
+    }
+}
+
+/// The name of a role, as Postgres has it: it is not folded to lower case here.
+fn role(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("expected the name of a role".into()),
+        // Postgres takes it for "no role at all".
+        "none" => Err("`none` cannot be the name of a role".into()),
+        name if name.len() > 63 => Err("expected a name of at most 63 bytes".into()),
+        name => Ok(name.to_owned()),
     }
 }
 
@@ -284,6 +347,18 @@ mod tests {
     }
 
     #[test]
+    fn row_security_is_told_what_is_declared() {
+        let config = parse(&["--rls-roles", "app, staff", "--rls-claims", "sub,app_metadata.tenant"]).expect("fine");
+        let settings = config.rls.settings();
+        assert_eq!(settings.roles, ["app", "staff"]);
+        assert_eq!((settings.claims.len(), settings.anonymous_role), (2, None));
+        assert_eq!(
+            ServeConfig::new("postgres://db/shop".parse().expect("a URL")).rls.settings(),
+            RlsSettings::default()
+        );
+    }
+
+    #[test]
     fn every_setting_has_a_variable() {
         let command = LogConfig::augment_args(ServeConfig::augment_args(Command::new("rowcast")));
         for argument in command.get_arguments() {
@@ -341,6 +416,10 @@ mod tests {
             ["--cookie", "a b"],
             ["--anonymous", "maybe"],
             ["--auth-timeout", "0s"],
+            ["--rls-roles", "app,,staff"],
+            ["--rls-roles", "none"],
+            ["--rls-claims", "sub,.x"],
+            ["--rls-role-claim", ""],
         ] {
             assert!(parse(&flags).is_err(), "{flags:?}");
         }

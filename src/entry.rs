@@ -8,6 +8,7 @@
 //! ```
 //!
 //! Each item of `rows` is a key and the row's values in the order of the schema's columns, or null where the row is gone.
+//! Where row security decides, the last part also says who sees which of the version's rows ([`seen`]).
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -16,6 +17,10 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
+
+use self::seen::Seen;
+
+pub mod seen;
 
 /// A key's values as compact JSON text, `[1]` or `["a","2"]`: equal texts are equal keys, nothing else is.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -134,7 +139,12 @@ pub struct State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum States {
     /// The keys that changed, each once, as they are at the cut.
-    Rows { schema: Arc<str>, states: Vec<State> },
+    Rows {
+        schema: Arc<str>,
+        states: Vec<State>,
+        /// Who sees which of `states`; empty where that is not for row security to say.
+        seen: Seen,
+    },
     /// Which keys changed is not known: every channel has to look for itself. The text says why, for logs.
     Marker(String),
 }
@@ -147,6 +157,8 @@ struct Wire<'a> {
     rows: Vec<(&'a RawValue, Option<&'a RawValue>)>,
     #[serde(default)]
     marker: Option<String>,
+    #[serde(default)]
+    sights: seen::Wire,
 }
 
 impl States {
@@ -157,19 +169,21 @@ impl States {
     pub fn parse(parts: &[String]) -> Result<Self, serde_json::Error> {
         let mut all = Vec::new();
         let mut schema_id = Arc::<str>::from("");
+        let mut seen = Seen::default();
         for part in parts {
             let wire: Wire<'_> = serde_json::from_str(part)?;
             if let Some(why) = wire.marker {
                 return Ok(Self::Marker(why));
             }
             schema_id = wire.schema.into();
+            seen.take(wire.sights);
             all.reserve(wire.rows.len());
             for (key, row) in wire.rows {
                 let row = row.map(|row| Row::parse(row.get())).transpose()?.map(Arc::new);
                 all.push(State { key: Key::new(key.get()), row });
             }
         }
-        Ok(Self::Rows { schema: schema_id, states: all })
+        Ok(Self::Rows { schema: schema_id, states: all, seen })
     }
 
     /// The one part of a marker.
@@ -209,6 +223,19 @@ impl PartsWriter {
         self.current.push(']');
     }
 
+    /// The parts, at least one, the last of them with who sees which of the rows, counted over all parts.
+    pub fn finish_seen(mut self, seen: &Seen) -> Vec<String> {
+        self.close_part();
+        if let Some(last) = self.done.last_mut().filter(|_| !seen.is_empty()) {
+            let sights = serde_json::to_string(&seen.wire()).expect("texts and numbers are always JSON");
+            last.truncate(last.len() - 1);
+            last.push_str(",\"sights\":");
+            last.push_str(&sights);
+            last.push('}');
+        }
+        self.done
+    }
+
     fn close_part(&mut self) {
         let mut part = std::mem::replace(&mut self.current, self.opening.clone());
         part.push_str("]}");
@@ -243,11 +270,27 @@ mod tests {
         }
         let parts = writer.finish();
         assert!(parts.len() > 1 && parts.iter().all(|part| part.len() < 2 << 20));
-        let States::Rows { schema, states } = States::parse(&parts).expect("states") else { panic!("not rows") };
+        let States::Rows { schema, states, .. } = States::parse(&parts).expect("states") else { panic!("not rows") };
         assert_eq!(&*schema, "s1");
         assert_eq!(states.len(), 8);
         assert!(states.iter().enumerate().all(|(id, state)| state.key.as_str() == format!("[{id}]")));
         assert!(states.iter().enumerate().all(|(id, state)| state.row.is_some() == (id != 3)));
+    }
+
+    #[test]
+    fn the_last_part_says_who_sees_what() {
+        let mut seen = Seen::default();
+        seen.note("i".into(), vec![1], 2);
+        let long = format!("[\"{}\"]", "x".repeat(2 << 20));
+        let mut writer = PartsWriter::new("s1");
+        writer.push("[1]", Some(&long));
+        writer.push("[2]", Some("[2]"));
+        let parts = writer.finish_seen(&seen);
+        assert_eq!(parts.len(), 2);
+        let States::Rows { seen: read, states, .. } = States::parse(&parts).expect("states") else {
+            panic!("not rows")
+        };
+        assert_eq!((read, states.len()), (seen, 2));
     }
 
     #[test]

@@ -26,6 +26,7 @@ use sqlx::postgres::PgConnectOptions;
 use self::health::Health;
 use self::origin::AllowedOrigins;
 use self::problem::Problem;
+use crate::audit::Audit;
 use crate::hub::HubHandle;
 use crate::metrics::Exporter;
 use crate::session::SessionSettings;
@@ -89,6 +90,7 @@ pub struct Edge {
     session_settings: Arc<SessionSettings>,
     drain: Arc<Drain>,
     exporter: Exporter,
+    audit: Audit,
     /// Websocket connections that are open, refused ones included while they close.
     connections: Arc<AtomicUsize>,
     /// Begins the names of this node's sessions.
@@ -104,6 +106,7 @@ pub struct EdgeParts {
     pub settings: EdgeSettings,
     pub drain: Arc<Drain>,
     pub exporter: Exporter,
+    pub audit: Audit,
 }
 
 impl Edge {
@@ -115,6 +118,7 @@ impl Edge {
             settings: parts.settings,
             drain: parts.drain,
             exporter: parts.exporter,
+            audit: parts.audit,
             connections: Arc::default(),
             node: base36(rand::random()),
         })

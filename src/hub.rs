@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::audit::{Audit, Served, Viewer};
 use crate::entry::{Key, Row};
-use crate::identity::Identity;
+use crate::identity::{Identity, RlsSettings};
 use crate::protocol::{ChannelForm, Frame, Refusal, Resume};
 use crate::query::ChannelRequest;
 use crate::version::{Cut, Version};
@@ -56,6 +57,10 @@ pub struct HubSettings {
     pub checkpoint_ttl: Duration,
     /// How often a live channel that changes writes its checkpoint anew.
     pub checkpoint_every: Duration,
+    /// How identities are told to row security.
+    pub rls: RlsSettings,
+    /// Who was shown what.
+    pub audit: Audit,
 }
 
 impl Default for HubSettings {
@@ -68,6 +73,8 @@ impl Default for HubSettings {
             open_timeout: Duration::from_secs(10),
             checkpoint_ttl: Duration::from_secs(600),
             checkpoint_every: Duration::from_secs(20),
+            rls: RlsSettings::default(),
+            audit: Audit::default(),
         }
     }
 }
@@ -110,13 +117,16 @@ pub struct RowsRead {
     pub changed: Version,
     /// Whether the rows are the same for everybody.
     pub public: bool,
+    /// The resolved channel, in canonical form, and where its rows came from: for the audit.
+    pub channel: String,
+    pub served: Served,
     pub rows: Vec<(Key, Arc<Row>)>,
 }
 
 /// What sessions and routes ask of the hub.
 #[derive(Debug)]
 enum Command {
-    Attach { session: SessionId, outbox: inbox::Outbox },
+    Attach { session: SessionId, viewer: Viewer, outbox: inbox::Outbox },
     Subscribe(Box<Subscribe>),
     Unsubscribe { session: SessionId, id: u64 },
     Reidentify { session: SessionId, identity: Identity, told: Frame },
@@ -139,20 +149,20 @@ struct Subscribe {
 pub struct HubHandle {
     commands: mpsc::Sender<Command>,
     /// At most one message per session, so that ending never waits.
-    detached: mpsc::UnboundedSender<SessionId>,
+    detached: mpsc::UnboundedSender<(SessionId, &'static str)>,
     published: watch::Receiver<Published>,
     sessions_begun: Arc<AtomicU64>,
 }
 
 impl HubHandle {
-    /// Registers a session.
+    /// Registers a session, and who is behind it.
     ///
     /// # Errors
     /// The hub has stopped; so for all calls that answer [`HubStopped`].
-    pub async fn attach(&self) -> Result<(SessionId, Inbox), HubStopped> {
+    pub async fn attach(&self, viewer: Viewer) -> Result<(SessionId, Inbox), HubStopped> {
         let session = SessionId(self.sessions_begun.fetch_add(1, Ordering::Relaxed) + 1);
         let (outbox, inbox) = inbox::inbox(session, self.commands.clone());
-        self.send(Command::Attach { session, outbox }).await?;
+        self.send(Command::Attach { session, viewer, outbox }).await?;
         Ok((session, inbox))
     }
 
@@ -180,10 +190,10 @@ impl HubHandle {
         self.send(Command::Reidentify { session, identity, told }).await
     }
 
-    /// Forgets a session. Never waits.
-    pub fn detach(&self, session: SessionId) {
+    /// Forgets a session, which ended for this reason. Never waits.
+    pub fn detach(&self, session: SessionId, why: &'static str) {
         // A stopped hub has forgotten it already.
-        let _ = self.detached.send(session);
+        let _ = self.detached.send((session, why));
     }
 
     /// Reads a channel once, opening it as a subscription would.

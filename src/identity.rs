@@ -8,6 +8,7 @@ pub mod jwks;
 pub mod keys;
 mod policy;
 pub mod revocation;
+pub mod rls;
 mod strict;
 pub mod token;
 
@@ -16,9 +17,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::entry::seen::Sight;
 use crate::query::Filter;
 
 pub use policy::resolve;
+pub use rls::{Onlooker, RlsIdentity, RlsSettings};
 
 /// A client's proved identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,11 +78,12 @@ pub enum ResolvedPolicy {
     Rls(Arc<RlsIdentity>),
 }
 
-/// An identity as row security sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub struct RlsIdentity {
-    /// The database role, of the allowed ones.
-    pub role: String,
-    /// `request.jwt.claims`: the declared claims as JSON text, sorted by name.
-    pub claims: String,
+impl ResolvedPolicy {
+    /// Through whose eyes a channel of this policy looks.
+    pub fn sight(&self) -> Sight {
+        match self {
+            Self::Rls(identity) => Sight::Of(identity.hash_text()),
+            Self::Public | Self::Authenticated | Self::Filter(_) => Sight::All,
+        }
+    }
 }

@@ -124,6 +124,25 @@ pub enum ErrorCode {
     BadMessage,
 }
 
+impl ErrorCode {
+    /// The word for frames, logs and the audit.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::UnknownPublication => "unknown_publication",
+            Self::Forbidden => "forbidden",
+            Self::BadQuery => "bad_query",
+            Self::TooManyRows => "too_many_rows",
+            Self::TooManySubscriptions => "too_many_subscriptions",
+            Self::DuplicateId => "duplicate_id",
+            Self::Unavailable => "unavailable",
+            Self::UnknownOp => "unknown_op",
+            Self::UnknownId => "unknown_id",
+            Self::BadToken => "bad_token",
+            Self::BadMessage => "bad_message",
+        }
+    }
+}
+
 /// Why a subscription (or a read over HTTP) is not served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]

@@ -215,12 +215,13 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
-    /// A short text that changes when any publication, generation, policy or schema does; storage does not count.
+    /// A short text that changes when anything about a publication does, also what fires no trigger: rows that were read under
+    /// another id may not be those of this one's cut.
     pub fn id(&self) -> String {
         let mut names: Vec<String> = self
             .publications
             .values()
-            .map(|publication| format!("{}/{}", publication.feed, publication.schema_id))
+            .map(|publication| format!("{}/{}/{}", publication.feed, publication.schema_id, publication.fingerprint))
             .collect();
         names.sort_unstable();
         base36(xxhash_rust::xxh3::xxh3_64(names.join(" ").as_bytes()))

@@ -12,6 +12,7 @@
 //! Every unclear moment ends a term. The next one asks the store what it has and goes on from that: cuts of tables are
 //! states, so telling one again under a higher version is harmless. A version is never appended twice.
 
+mod onlookers;
 mod start;
 mod term;
 

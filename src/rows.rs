@@ -237,7 +237,8 @@ impl Rows {
     /// Moves to `version` by the states of its keys. `base` is the head that the version continued, or
     /// where these rows stand if that is higher: whoever is strictly between the two is on a version that was lost.
     ///
-    /// A row that is no member of the channel is not held; one that was held and is no member any more is gone.
+    /// A row that is no member of the channel is not held; one that was held and is no member any more is gone. With each
+    /// state comes whether row security shows it.
     ///
     /// # Errors
     /// The channel has to be read again.
@@ -245,15 +246,15 @@ impl Rows {
         &mut self,
         base: Version,
         version: Version,
-        states: impl IntoIterator<Item = &'a State>,
+        states: impl IntoIterator<Item = (&'a State, bool)>,
         view: &View,
     ) -> Result<Changes, RanOut> {
         let mut changes = Changes::default();
         let mut ran_out = false;
         match self.window.take() {
             None => {
-                for state in states {
-                    match view.judge(state.row.as_ref()) {
+                for (state, is_seen) in states {
+                    match view.judge_seen(state.row.as_ref(), is_seen) {
                         Verdict::Member(row) => self.show(&state.key, row, version, &mut changes),
                         Verdict::Not(why) => self.hide(&state.key, Some(why), version, &mut changes),
                     }
@@ -278,14 +279,14 @@ impl Rows {
         &mut self,
         window: &mut Window,
         version: Version,
-        states: impl IntoIterator<Item = &'a State>,
+        states: impl IntoIterator<Item = (&'a State, bool)>,
         view: &View,
         changes: &mut Changes,
     ) {
         let mut affected: Vec<Key> = Vec::new();
         let mut left: HashMap<&Key, Why> = HashMap::new();
-        for state in states {
-            match view.judge(state.row.as_ref()) {
+        for (state, is_seen) in states {
+            match view.judge_seen(state.row.as_ref(), is_seen) {
                 Verdict::Member(row) => window.set(&state.key, Some(row)),
                 Verdict::Not(why) => {
                     window.set(&state.key, None);

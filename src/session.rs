@@ -19,6 +19,7 @@ pub mod progress;
 pub mod rate;
 pub mod transport;
 
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,7 @@ pub use self::end::refuse;
 use self::end::{Attached, End};
 use self::rate::Rate;
 use self::transport::{Received, Transport};
+use crate::audit::Viewer;
 use crate::hub::{Delivery, HubHandle, HubStopped, Inbox, SessionId};
 use crate::metrics::SendFigures;
 use crate::protocol::{self, BadMessage, ClientMessage, CloseReason, ErrorCode, Frame, Refusal};
@@ -84,6 +86,8 @@ pub struct SessionContext {
     pub drain: Arc<Drain>,
     /// For `hello` and logs; unique among the nodes of a cluster.
     pub name: String,
+    /// Where the client is.
+    pub peer: IpAddr,
     pub admission: Admission,
     /// The token that came with the request.
     pub offer: Offer,
@@ -92,8 +96,9 @@ pub struct SessionContext {
 /// Serves a client until one of the two ends it.
 pub async fn run(mut transport: Transport, context: SessionContext) {
     let drain = context.drain;
+    let viewer = Viewer { session: Some(context.name.as_str().into()), peer: Some(context.peer) };
     let attached = tokio::select! {
-        attached = context.hub.attach() => attached,
+        attached = context.hub.attach(viewer) => attached,
         () = drain.cut_off() => Err(HubStopped),
     };
     let Ok((id, inbox)) = attached else { return refuse(transport, CloseReason::GoingAway).await };

@@ -19,6 +19,7 @@
 //! somebody waits behind is cancelled.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,11 +30,14 @@ use sqlx::postgres::PgPool;
 use sqlx::{AssertSqlSafe, Postgres, Row as _};
 use tokio::time::Instant;
 
+use crate::audit::Served;
 use crate::base::{self, Base};
 use crate::capture::catalogue::{self, CatalogueError, Moment};
+use crate::capture::session;
 use crate::channel::ChannelSpec;
 use crate::checkpoint::Checkpoint;
 use crate::entry::{Key, Row};
+use crate::identity::{Onlooker, ResolvedPolicy, RlsIdentity};
 use crate::metrics::{self, CacheResult};
 use crate::protocol::{ErrorCode, Refusal};
 use crate::publication::{Catalogue, FeedKey, Publication};
@@ -60,6 +64,9 @@ const TABLE_LOCK_WAIT: Duration = Duration::from_secs(3);
 
 /// How often a running query looks whether somebody waits behind its lock.
 const WAITERS_POLL: Duration = Duration::from_millis(300);
+
+/// How long an identity counts as live after a node has said so.
+const ONLOOKER_TTL: Duration = Duration::from_secs(15);
 
 /// An order to read a channel's rows.
 #[derive(Clone, Debug)]
@@ -94,6 +101,7 @@ pub struct Fresh {
     pub place: Place,
     pub view: Arc<View>,
     pub epoch: Epoch,
+    pub served: Served,
     /// Of rows from our own query.
     pub lock: Option<HeldLock>,
 }
@@ -113,6 +121,18 @@ pub enum OpenError {
     Refused(Refusal),
     /// Passes: something moved, or a part is not reachable. For logs.
     Again(String),
+    /// The same: what Postgres said.
+    Database(sqlx::Error),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(refusal) => f.write_str(&refusal.message),
+            Self::Again(why) => f.write_str(why),
+            Self::Database(error) => error.fmt(f),
+        }
+    }
 }
 
 impl From<CatalogueError> for OpenError {
@@ -123,7 +143,7 @@ impl From<CatalogueError> for OpenError {
 
 impl From<sqlx::Error> for OpenError {
     fn from(error: sqlx::Error) -> Self {
-        Self::Again(error.to_string())
+        Self::Database(error)
     }
 }
 
@@ -213,6 +233,8 @@ impl Snapshots {
         if order.publication.source.is_view() {
             return self.open_view(order, &hash).await;
         }
+        // First of all: from the next cut on, entries tell what the identity sees.
+        self.register(order.spec.onlooker().as_slice()).await;
         let deadline = Instant::now() + OTHERS_WAIT;
         let locked = loop {
             if let Some(fresh) = self.rolled_forward(order, &hash).await {
@@ -255,6 +277,20 @@ impl Snapshots {
                 self.give_back(feed, &hash).await;
                 Err(error)
             }
+        }
+    }
+
+    /// Says which identities have live channels here, so that the leader works out what they see.
+    pub async fn register(&self, onlookers: &[Onlooker]) {
+        let mut texts: Vec<String> = onlookers.iter().map(Onlooker::text).collect();
+        texts.sort_unstable();
+        texts.dedup();
+        if texts.is_empty() {
+            return;
+        }
+        // Without it entries do not tell, and the channels are read again: that is dearer, and right.
+        if let Err(error) = self.store.register_identities(&texts, ONLOOKER_TTL).await {
+            tracing::debug!(%error, "live identities were not registered");
         }
     }
 
@@ -375,6 +411,7 @@ impl Snapshots {
         };
         let is_short = order.refill && rolled.rows.runs_low();
         (rolled.cut.version >= order.at.version && !is_short).then_some(Fresh {
+            served: Served::Store,
             rows: rolled.rows,
             place: Place::At(rolled.cut.version),
             view: rolled.view,
@@ -395,7 +432,12 @@ impl Snapshots {
             // What state the connection is in is not worth finding out.
             Err(_) => connection.close_on_drop(),
         }
-        fresh
+        match (fresh, &order.spec.policy) {
+            (Err(OpenError::Database(error)), ResolvedPolicy::Rls(identity)) => {
+                Err(rls_failure(error, &order.spec.feed, identity))
+            }
+            (fresh, _) => fresh,
+        }
     }
 
     async fn query_on(&self, connection: &mut PoolConnection<Postgres>, order: &OpenOrder) -> Result<Fresh, OpenError> {
@@ -405,8 +447,9 @@ impl Snapshots {
             return Err(OpenError::Again("no leader has begun an epoch yet".to_owned()));
         };
         let backend: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut **connection).await?;
-        let described = catalogue::describe(connection).await?.catalogue;
+        let described = catalogue::describe(connection).await?;
         let publication = described
+            .catalogue
             .publications
             .get(&order.spec.feed.name)
             .filter(|publication| publication.feed == order.spec.feed && publication.relation == *relation)
@@ -423,9 +466,16 @@ impl Snapshots {
             return Err(OpenError::Refused(Refusal::new(ErrorCode::BadQuery, message)));
         };
         let at_version = order.at.epoch == epoch
-            && order.catalogue_id.as_deref() == Some(&*described.id())
+            && order.catalogue_id.as_deref() == Some(&*described.catalogue.id())
             && self.stands_at(connection, publication, &order.at.snapshot).await?;
 
+        match &order.spec.policy {
+            ResolvedPolicy::Rls(identity) => become_identity(connection, publication, identity).await?,
+            _ if described.exempt.contains(&publication.id) => {
+                sqlx::raw_sql("set local row_security = on").execute(&mut **connection).await?;
+            }
+            _ => {}
+        }
         let reading = read_rows(connection, publication, order, &view, &self.settings);
         tokio::pin!(reading);
         let mut looks = tokio::time::interval(WAITERS_POLL);
@@ -438,6 +488,7 @@ impl Snapshots {
         };
         let version = order.at.version;
         Ok(Fresh {
+            served: Served::Postgres,
             rows: Rows::read(&view, version, members, all),
             place: if at_version { Place::At(version) } else { Place::Sees(moment.snapshot) },
             view: view.clone(),
@@ -494,6 +545,55 @@ async fn begin(connection: &mut PoolConnection<Postgres>, relation: &str) -> Res
             }
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// From here to the end of the transaction, Postgres sees the identity.
+async fn become_identity(
+    connection: &mut PoolConnection<Postgres>,
+    publication: &Publication,
+    identity: &RlsIdentity,
+) -> Result<(), OpenError> {
+    let became = sqlx::query("select rowcast.become($1, $2)")
+        .bind(&identity.role)
+        .bind(&identity.claims)
+        .execute(&mut **connection)
+        .await;
+    if let Err(error) = became {
+        if !session::is_statement_error(&error) {
+            return Err(error.into());
+        }
+        tracing::error!(role = identity.role, %error, "the server may not become a role: grant it to the server's own");
+        return Err(OpenError::Refused(Refusal::unavailable("row security cannot be followed for you")));
+    }
+    // False for a superuser, a role with BYPASSRLS, the table's owner, and where row security was switched off.
+    let relation = publication.relation.trim_start_matches("only ");
+    let active: bool = sqlx::query_scalar("select pg_catalog.row_security_active($1::pg_catalog.text)")
+        .bind(relation)
+        .persistent(false)
+        .fetch_one(&mut **connection)
+        .await?;
+    if !active {
+        tracing::error!(publication = %publication.feed, role = identity.role, "row security does not apply to a role");
+        return Err(OpenError::Refused(Refusal::new(ErrorCode::Forbidden, "this publication is not open to you")));
+    }
+    Ok(())
+}
+
+/// What it means that Postgres refused to read rows as an identity. Its message may quote a claim or a row: it is not logged.
+fn rls_failure(error: sqlx::Error, feed: &FeedKey, identity: &RlsIdentity) -> OpenError {
+    let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
+    match code {
+        Some(code) if code == "42501" => {
+            tracing::warn!(publication = %feed, role = identity.role, "a role may not read what is published");
+            OpenError::Refused(Refusal::new(ErrorCode::Forbidden, "this publication is not open to you"))
+        }
+        // Policies fail by data, by names, by themselves, or in their own functions.
+        Some(code) if ["22", "42", "P0", "2F", "38", "39", "21", "54"].contains(&&code[..2]) => {
+            tracing::warn!(publication = %feed, role = identity.role, sqlstate = code, "a policy failed");
+            OpenError::Refused(Refusal::unavailable("row security failed for you"))
+        }
+        _ => OpenError::Again(format!("rows could not be read as {}: {}", identity.role, code.unwrap_or_default())),
     }
 }
 

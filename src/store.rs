@@ -10,7 +10,7 @@
 //! - **The log tells how far back it reaches.** [`Store::read_log`] returns every entry asked for, or says that it cannot.
 //! - **Pushes may be lost, never believed.** [`Subscription::next`] gives what was published in order, at most once; a
 //!   reader that misses an entry which a beat names reads the log. After a lost connection comes [`Push::Lost`].
-//! - Checkpoints and locks are a cache: they may vanish at any moment.
+//! - Checkpoints, locks and live identities are a cache: they may vanish at any moment.
 //!
 //! It knows nothing of rows, filters or clients: `states` and checkpoints are text and bytes to it.
 
@@ -193,6 +193,15 @@ impl Default for Retention {
     }
 }
 
+/// What nodes have registered by [`Store::register_identities`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LiveIdentities {
+    /// Another one when the list is another. Never empty.
+    pub stamp: String,
+    /// Those whose time is not up, each once, in any order.
+    pub identities: Vec<String>,
+}
+
 /// The store cannot be reached, or holds what it should not.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -261,6 +270,14 @@ pub trait Store: Send + Sync + 'static {
 
     /// Gives a lock back, if `holder` still has it.
     async fn unlock(&self, feed: &FeedKey, channel: &str, holder: &str) -> Result<(), StoreError>;
+
+    /// Says that these are live on some node, for `ttl` from now on: texts that name a feed and an identity whose sight of
+    /// it the leader has to work out.
+    async fn register_identities(&self, identities: &[String], ttl: Duration) -> Result<(), StoreError>;
+
+    /// Who is live, on any node; `None` where nothing was added to the list that has the stamp `known`. An identity may stay on
+    /// it for longer than it is live.
+    async fn live_identities(&self, known: &str) -> Result<Option<LiveIdentities>, StoreError>;
 
     /// One round trip.
     async fn ping(&self) -> Result<(), StoreError>;

@@ -14,7 +14,7 @@
 //! before they are compared, a change in a column that nobody asked for is no change.
 //!
 //! Which rows a window shows depends on all the others: that is `rows::window`. What Postgres' row security decides is not
-//! known here.
+//! known here either: entries tell it for each identity, and a view knows only whose eyes are its own ([`View::sight`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use serde_json::value::RawValue;
 
 use crate::channel::ChannelSpec;
 use crate::entry::Row;
+use crate::entry::seen::Sight;
 use crate::identity::ResolvedPolicy;
 use crate::order::RowOrder;
 use crate::protocol::Why;
@@ -44,6 +45,7 @@ pub struct View {
     limit: Option<usize>,
     pinned: Vec<(usize, Vec<Arc<str>>)>,
     shows_all: bool,
+    sight: Sight,
 }
 
 /// What a view says of a row.
@@ -91,6 +93,7 @@ impl View {
             limit: spec.query.limit.map(|limit| limit as usize),
             pinned: both.pinned(feed_schema),
             shows_all: both.is_everything() && spec.query.limit.is_none() && !spec.is_rls(),
+            sight: spec.policy.sight(),
             schema_id: schema.id().into(),
             schema,
             feed_schema_id: feed_schema.id().into(),
@@ -109,6 +112,7 @@ impl View {
             limit: None,
             pinned: Vec::new(),
             shows_all: true,
+            sight: Sight::All,
             schema_id: schema_id.clone(),
             schema: feed_schema.clone(),
             feed_schema_id: schema_id,
@@ -116,10 +120,21 @@ impl View {
         }
     }
 
+    /// Through whose eyes it looks.
+    pub fn sight(&self) -> &Sight {
+        &self.sight
+    }
+
     /// What becomes of a row of the feed; `None`: it is gone. Of several reasons to leave, the first that holds.
     pub fn judge(&self, row: Option<&Arc<Row>>) -> Verdict {
+        self.judge_seen(row, true)
+    }
+
+    /// The same of a row that row security may hide.
+    pub fn judge_seen(&self, row: Option<&Arc<Row>>, is_seen: bool) -> Verdict {
         match row {
             None => Verdict::Not(Why::Deleted),
+            Some(_) if !is_seen => Verdict::Not(Why::Permission),
             Some(row) if !self.policy.holds(row) => Verdict::Not(Why::Permission),
             Some(row) if !self.query.holds(row) => Verdict::Not(Why::Filter),
             Some(row) => Verdict::Member(self.project(row)),

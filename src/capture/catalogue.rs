@@ -5,7 +5,7 @@
 //! round trip it tells everything there is to know of the moment: snapshot, epoch, catalogue stamp, clock. The leader's
 //! cuts and the nodes' snapshot queries both begin with it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub struct Described {
     pub definitions: Definitions,
     /// By [`Publication::id`]: publications some of whose changes are not logged, because triggers are missing or disabled.
     pub not_intact: Vec<i32>,
+    /// By [`Publication::id`]: row security applies to our own role, and a policy shows it every row all the same.
+    pub exempt: BTreeSet<i32>,
 }
 
 impl Described {
@@ -156,7 +158,11 @@ pub async fn describe(connection: &mut PgConnection) -> Result<Described, Catalo
         sqlx::query_as("select *, columns::text as columns_text from rowcast.describe()").fetch_all(connection).await?;
     let mut publications = HashMap::with_capacity(rows.len());
     let mut not_intact = Vec::new();
+    let mut exempt = BTreeSet::new();
     for row in rows {
+        if row.is_exempt {
+            exempt.insert(row.id);
+        }
         if !row.is_intact {
             not_intact.push(row.id);
         }
@@ -164,7 +170,7 @@ pub async fn describe(connection: &mut PgConnection) -> Result<Described, Catalo
         publications.insert(publication.feed.name.clone(), Arc::new(publication));
     }
     let catalogue = Catalogue { publications };
-    Ok(Described { definitions: Definitions::of(&catalogue), catalogue, not_intact })
+    Ok(Described { definitions: Definitions::of(&catalogue), catalogue, not_intact, exempt })
 }
 
 /// One publication, at the transaction's snapshot; `None` where the name is not published.
@@ -198,6 +204,7 @@ struct DescribeRow {
     by_key_sql: String,
     fingerprint: String,
     is_intact: bool,
+    is_exempt: bool,
 }
 
 impl DescribeRow {

@@ -32,16 +32,20 @@ use tokio::time::Instant;
 use crate::base::Trouble;
 use crate::capture::catalogue::{self, CatalogueError, Definitions, Described, Moment};
 use crate::capture::session;
+use crate::capture::sight::{Onlookers, Placed, Sighting};
 use crate::capture::views::{Outcome, Prior, ViewLimits, ViewRun};
 use crate::entry::{Key, PartsWriter, Row as RowText, State, States};
 use crate::metrics;
-use crate::publication::{FeedKey, Publication, Source};
+use crate::publication::{FeedKey, Policy, Publication, Source};
 use crate::version::{BadSnapshot, Cut, Epoch, PgSnapshot, Version};
 
 /// A table that cannot be locked for so long gets a marker, so that the others go on.
 const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 /// Between two attempts to lock.
 const LOCK_RETRY: Duration = Duration::from_millis(5);
+/// How long the policies of one table may keep a cut, and for how long they are not asked after that.
+const SIGHT_TIMEOUT: &str = "3s";
+const SLOW_PAUSE: Duration = Duration::from_secs(30);
 /// Keys in one query for rows.
 const KEYS_AT_ONCE: usize = 5_000;
 
@@ -55,6 +59,9 @@ pub struct Reader {
     defined: Option<Definitions>,
     /// Publications whose table could not be locked, since when.
     blocked: HashMap<i32, Instant>,
+    sighting: Sighting,
+    /// Publications whose policies took longer than a statement may: until when they are not asked.
+    slow: HashMap<i32, Instant>,
 }
 
 struct Known {
@@ -88,6 +95,8 @@ pub struct Wanted {
     pub all: Option<&'static str>,
     /// A cut even if nothing changed.
     pub even_if_quiet: bool,
+    /// Identities that entries have to tell of, where row security decides.
+    pub onlookers: Arc<Onlookers>,
 }
 
 /// What a cut says of one feed: its parts, as the store keeps them.
@@ -163,7 +172,14 @@ impl Reader {
         // It holds locks while it reads, so it hardly waits for any.
         let options = session::options(database).options([("lock_timeout", "100ms")]);
         let connection = PgConnection::connect_with(&options).await?;
-        Ok(Self { connection, known: None, defined: None, blocked: HashMap::new() })
+        Ok(Self {
+            connection,
+            known: None,
+            defined: None,
+            blocked: HashMap::new(),
+            sighting: Sighting::default(),
+            slow: HashMap::new(),
+        })
     }
 
     /// The session, between cuts.
@@ -354,18 +370,21 @@ impl Reader {
             }
             match keys {
                 Keys::Unknown(why) => drop(markers.insert(id, why)),
-                Keys::Known(keys) => match self.read_rows(publication, &keys).await {
-                    Ok(parts) => {
-                        let feed = publication.feed.clone();
-                        said.states.push(FeedStates { feed, parts, keys: keys.len(), marker: None });
+                Keys::Known(keys) => {
+                    match self.read_states(publication, &described, &keys, &attempt.wanted.onlookers).await {
+                        Ok(Read::Unseen(why)) => drop(markers.insert(id, why)),
+                        Ok(Read::Parts(parts)) => {
+                            let feed = publication.feed.clone();
+                            said.states.push(FeedStates { feed, parts, keys: keys.len(), marker: None });
+                        }
+                        Err(error) if session::is_statement_error(&error) => {
+                            tracing::warn!(publication = %publication.feed, %error, "rows cannot be read; marking");
+                            attempt.markers.insert(id, "unreadable");
+                            return Ok(Tried::Again);
+                        }
+                        Err(error) => return Err(error.into()),
                     }
-                    Err(error) if session::is_statement_error(&error) => {
-                        tracing::warn!(publication = %publication.feed, %error, "rows cannot be read; marking");
-                        attempt.markers.insert(id, "unreadable");
-                        return Ok(Tried::Again);
-                    }
-                    Err(error) => return Err(error.into()),
-                },
+                }
             }
         }
         for (id, why) in markers {
@@ -607,28 +626,91 @@ impl Reader {
         Ok(changed.into_iter().map(|(id, known)| (id, keys(known))).collect())
     }
 
-    /// The rows of keys, as parts; keys without a row are gone.
-    async fn read_rows(&mut self, publication: &Publication, keys: &[String]) -> Result<Vec<String>, sqlx::Error> {
+    /// The rows of keys, as parts; keys without a row are gone. Where row security decides, with who sees which.
+    async fn read_states(
+        &mut self,
+        publication: &Publication,
+        described: &Described,
+        keys: &[String],
+        onlookers: &Onlookers,
+    ) -> Result<Read, sqlx::Error> {
+        let exempt = described.exempt.contains(&publication.id);
+        if exempt {
+            sqlx::raw_sql("set local row_security = on").execute(&mut self.connection).await?;
+        }
+        let mut writer = PartsWriter::new(&publication.schema_id);
+        let viewers = match publication.policy {
+            Policy::Rls => onlookers.get(&publication.feed).map(Vec::as_slice).unwrap_or_default(),
+            Policy::Public | Policy::Authenticated | Policy::Filter(_) => &[],
+        };
+        let (placed, states) = self.read_rows(publication, keys, !viewers.is_empty(), &mut writer).await?;
+        if exempt {
+            sqlx::raw_sql("set local row_security = off").execute(&mut self.connection).await?;
+        }
+        if Sighting::is_too_much(viewers, placed.len()) {
+            return Ok(Read::Unseen("many identities"));
+        }
+        if viewers.is_empty() {
+            return Ok(Read::Parts(writer.finish()));
+        }
+        if self.slow.get(&publication.id).is_some_and(|until| Instant::now() < *until) {
+            return Ok(Read::Unseen("slow policies"));
+        }
+        let definition = described.definitions.0.get(&publication.feed).map(String::as_str).unwrap_or_default();
+        // Policies run here: they get less time than our own statements.
+        sqlx::raw_sql(AssertSqlSafe(format!("set local statement_timeout = '{SIGHT_TIMEOUT}'")))
+            .execute(&mut self.connection)
+            .await?;
+        let seen = self.sighting.see(&mut self.connection, publication, definition, viewers, &placed, states).await;
+        if seen.is_err() {
+            self.slow.insert(publication.id, Instant::now() + SLOW_PAUSE);
+        }
+        let seen = seen?;
+        Ok(Read::Parts(writer.finish_seen(&seen)))
+    }
+
+    /// Writes the rows of keys; how many states that makes, and, if asked for, where the rows are.
+    async fn read_rows(
+        &mut self,
+        publication: &Publication,
+        keys: &[String],
+        with_places: bool,
+        writer: &mut PartsWriter,
+    ) -> Result<(Vec<Placed>, usize), sqlx::Error> {
+        let places = if with_places { ", r.tableoid::text as part, r.ctid::text as place" } else { "" };
         let sql = format!(
-            "select {} as key, {} as row from {} as r where {}",
+            "select {} as key, {} as row{places} from {} as r where {}",
             publication.key_sql, publication.row_sql, publication.relation, publication.by_key_sql
         );
-        let mut writer = PartsWriter::new(&publication.schema_id);
+        let mut placed = Vec::new();
+        let mut states = 0;
         for keys in keys.chunks(KEYS_AT_ONCE) {
             let mut gone: BTreeSet<&str> = keys.iter().map(String::as_str).collect();
-            let mut rows = sqlx::query_as::<_, (String, String)>(AssertSqlSafe(sql.clone()))
-                .bind(keys)
-                .fetch(&mut self.connection);
-            while let Some((key, row)) = rows.try_next().await? {
-                gone.remove(key.as_str());
-                writer.push(&key, Some(&row));
+            let mut rows = sqlx::query(AssertSqlSafe(sql.clone())).bind(keys).fetch(&mut self.connection);
+            while let Some(row) = rows.try_next().await? {
+                let key: &str = row.try_get("key")?;
+                gone.remove(key);
+                writer.push(key, Some(row.try_get("row")?));
+                if with_places {
+                    let (part, place) = (row.try_get("part")?, row.try_get("place")?);
+                    placed.push(Placed { index: states, key: key.to_owned(), part, place });
+                }
+                states += 1;
             }
             for key in gone {
                 writer.push(key, None);
+                states += 1;
             }
         }
-        Ok(writer.finish())
+        Ok((placed, states as usize))
     }
+}
+
+/// What was read of a publication.
+enum Read {
+    Parts(Vec<String>),
+    /// Who sees the rows was not worked out: why.
+    Unseen(&'static str),
 }
 
 impl OpenCut<'_> {

@@ -27,6 +27,7 @@ use tokio::time::Instant;
 
 use crate::base::{Base, Trouble};
 use crate::checkpoint::Checkpoint;
+use crate::entry::seen::Visible;
 use crate::entry::{Key, Row, State};
 use crate::publication::{Catalogue, FeedKey, Publication, Schema};
 use crate::rows::Rows;
@@ -353,8 +354,12 @@ impl View {
         match run.outcome {
             Outcome::Difference(states) => {
                 if let Kept::Rows { rows, schema } = &mut self.kept {
-                    let applied =
-                        Arc::make_mut(rows).apply(step.base, step.cut.version, &states, &view::View::whole(schema));
+                    let applied = Arc::make_mut(rows).apply(
+                        step.base,
+                        step.cut.version,
+                        Visible::All.mark(&states),
+                        &view::View::whole(schema),
+                    );
                     applied.expect("what shows every row has no window that could run out");
                 }
             }

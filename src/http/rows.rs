@@ -3,6 +3,7 @@
 //! The rows are the texts that came from Postgres, put together without being parsed. The body is made in pieces while
 //! the client takes it, so that a big channel read by many slow clients is held once.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -14,7 +15,9 @@ use serde::Serialize;
 
 use super::Edge;
 use super::credentials;
+use super::listen::Peer;
 use super::problem::Problem;
+use crate::audit::{Event, Record, Viewer};
 use crate::entry::{Key, Row};
 use crate::hub::RowsRead;
 use crate::identity::Identity;
@@ -32,13 +35,14 @@ const CORS_PREFLIGHT: [(HeaderName, &str); 4] = [
 
 pub async fn rows(
     State(edge): State<Arc<Edge>>,
+    peer: Peer,
     Path(publication): Path<String>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
     let identity = credentials::identify(&headers, &edge.settings).await;
     let answered = match identity {
-        Ok(identity) => match read(&edge, publication, query, identity.clone()).await {
+        Ok(identity) => match read(&edge, peer.address.ip(), publication, query, identity.clone()).await {
             Ok(read) => Ok(answer(read, &headers, edge.settings.admission.still_proven(identity))),
             Err(problem) => Err(problem.into_response()),
         },
@@ -71,6 +75,7 @@ pub fn names_etag(headers: &HeaderMap, etag: &str) -> bool {
 
 async fn read(
     edge: &Edge,
+    peer: IpAddr,
     publication: String,
     query: Option<String>,
     identity: Identity,
@@ -80,7 +85,19 @@ async fn read(
         None => publication,
     };
     let request = ChannelRequest::parse(&channel)?;
-    Ok(edge.hub.rows(request, identity).await?)
+    let record =
+        |event| Record::new(event, &Viewer { session: None, peer: Some(peer) }, &identity, &request.publication);
+    let answered = edge.hub.rows(request.clone(), identity.clone()).await;
+    if edge.audit.is_on() {
+        edge.audit.record(match &answered {
+            Ok(read) => {
+                let (channel, rows) = (Some(read.channel.clone()), Some(read.rows.len() as u64));
+                Record { channel, served: Some(read.served), rows, ..record(Event::Read) }
+            }
+            Err(refusal) => Record { why: Some(refusal.code.name()), ..record(Event::Refused) },
+        });
+    }
+    Ok(answered?)
 }
 
 /// `still_proven` is asked before each piece: of a document that a slow client takes, nothing more is sent once its reader
@@ -208,6 +225,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::audit::Served;
     use crate::protocol::{ChannelForm, ChannelNumber, Direction, Nulls, OrderBy};
     use crate::publication::{Column, Schema};
     use crate::version::{Cut, Epoch, Version};
@@ -216,6 +234,8 @@ mod tests {
         let column = |name: &str, type_name: &str| Column::new(name, type_name);
         let schema = Schema { columns: vec![column("id", "int4"), column("no\"te", "text")], key: vec![0] };
         RowsRead {
+            channel: String::new(),
+            served: Served::Memory,
             form: ChannelForm {
                 number: ChannelNumber(7),
                 tag: "a91c".into(),

@@ -61,6 +61,7 @@ pub async fn upgrade(
                 settings: limits,
                 drain: Arc::clone(&edge.drain),
                 name: format!("{}-{}", edge.node, base36(rand::random())),
+                peer: peer.address.ip(),
                 admission: edge.settings.admission.clone(),
                 offer,
             };

@@ -22,7 +22,9 @@ use tokio::sync::oneshot;
 use super::index::Index;
 use super::pages::{Heading, Pages};
 use super::{RowsRead, SessionId};
+use crate::audit::Served;
 use crate::channel::ChannelSpec;
+use crate::entry::seen::Seen;
 use crate::entry::{State, States};
 use crate::protocol::{ChannelForm, ChannelNumber, Refusal};
 use crate::publication::FeedKey;
@@ -36,7 +38,7 @@ use crate::view::View;
 #[derive(Debug)]
 pub(super) enum Change {
     Nothing,
-    States { schema_id: Arc<str>, states: Vec<State> },
+    States { schema_id: Arc<str>, states: Vec<State>, seen: Seen },
     Marker(String),
 }
 
@@ -44,7 +46,7 @@ impl Change {
     /// What an entry says; an entry that cannot be read says that something changed.
     pub(super) fn of(entry: &Entry) -> Self {
         match States::parse(&entry.states) {
-            Ok(States::Rows { schema, states }) => Self::States { schema_id: schema, states },
+            Ok(States::Rows { schema, states, seen }) => Self::States { schema_id: schema, states, seen },
             Ok(States::Marker(why)) => Self::Marker(why),
             Err(error) => Self::Marker(format!("an entry that cannot be read: {error}")),
         }
@@ -116,6 +118,8 @@ impl Feed {
 pub(super) enum Overtaken {
     #[error("{0}")]
     Resync(String),
+    #[error("an entry does not tell what its identity sees")]
+    Untold,
     #[error(transparent)]
     RanOut(#[from] RanOut),
 }
@@ -160,12 +164,13 @@ impl Settling {
     fn apply(&mut self, step: &FeedStep) -> Result<(), Overtaken> {
         match &step.change {
             Change::Nothing => Ok(()),
-            Change::States { schema_id, states } if schema_id == self.view.feed_schema_id() => {
+            Change::States { schema_id, states, seen } if schema_id == self.view.feed_schema_id() => {
+                let visible = self.view.sight().of(seen).ok_or(Overtaken::Untold)?;
                 let base = match &self.place {
                     Place::At(version) => step.base.max(*version),
                     Place::Sees(_) => step.base,
                 };
-                self.rows.apply(base, step.cut.version, states, &self.view)?;
+                self.rows.apply(base, step.cut.version, visible.mark(states), &self.view)?;
                 Ok(())
             }
             Change::States { .. } => Err(Overtaken::Resync("its columns changed".to_owned())),
@@ -204,13 +209,15 @@ pub(super) struct Flight {
     pub(super) at_least: Version,
     /// How often what landed had too few spare rows.
     pub(super) ran_out: u32,
+    /// How often rows were sent back because an entry did not tell what the channel's identity sees.
+    pub(super) untold: u32,
     pub(super) settling: Option<Settling>,
 }
 
 impl Flight {
     /// A flight that has not begun.
     pub(super) fn new(number: u64, at_least: Version) -> Self {
-        Self { number, asked_at: None, not_before: None, at_least, ran_out: 0, settling: None }
+        Self { number, asked_at: None, not_before: None, at_least, ran_out: 0, untold: 0, settling: None }
     }
 }
 
@@ -231,6 +238,8 @@ pub(super) struct Channel {
     pub(super) subscribers: HashSet<SessionId>,
     pub(super) readers: Vec<Reader>,
     pub(super) opened: Instant,
+    /// Where the rows came from that it opened with.
+    pub(super) served: Served,
     /// Since when nobody is subscribed.
     pub(super) idle_since: Option<Instant>,
     /// The version and moment of the last checkpoint written.
@@ -253,6 +262,7 @@ impl Channel {
             subscribers: HashSet::new(),
             readers: Vec::new(),
             opened: now,
+            served: Served::Memory,
             idle_since: Some(now),
             checkpoint: None,
             snapshot: None,
@@ -389,7 +399,8 @@ mod tests {
         let change = match ids {
             [] => Change::Nothing,
             ids => {
-                Change::States { schema_id: view().feed_schema_id().clone(), states: ids.iter().map(state).collect() }
+                let states = ids.iter().map(state).collect();
+                Change::States { schema_id: view().feed_schema_id().clone(), states, seen: Seen::default() }
             }
         };
         let cut = Cut {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use super::inbox::{Delivery, Item, Outbox};
+use crate::audit::{Shown, Viewer};
 use crate::identity::Identity;
 use crate::protocol::{ChannelNumber, Frame, Resume};
 use crate::query::ChannelRequest;
@@ -12,6 +13,7 @@ use crate::version::{Cut, Version};
 /// A client's connection.
 #[derive(Debug)]
 pub(super) struct Client {
+    pub(super) viewer: Viewer,
     pub(super) outbox: Outbox,
     /// Ordered, so that a step names channels in a stable order.
     pub(super) subscriptions: BTreeMap<ChannelNumber, Subscription>,
@@ -49,6 +51,17 @@ pub(super) struct Subscription {
     pub(super) standing: Standing,
     /// The last version told with content of this channel.
     pub(super) told: Version,
+    /// From the first rows on.
+    pub(super) shown: Option<Shown>,
+}
+
+impl Subscription {
+    /// Ends it, for the audit.
+    pub(super) fn end(&mut self, why: &'static str) {
+        if let Some(shown) = self.shown.take() {
+            shown.end(why);
+        }
+    }
 }
 
 /// What the client was told of a channel.
@@ -63,8 +76,9 @@ pub(super) enum Standing {
 }
 
 impl Client {
-    pub(super) fn new(outbox: Outbox) -> Self {
+    pub(super) fn new(viewer: Viewer, outbox: Outbox) -> Self {
         Self {
+            viewer,
             outbox,
             subscriptions: BTreeMap::new(),
             ids: HashMap::new(),

@@ -17,6 +17,7 @@ use super::{HubSettings, HubStatus, Published, SessionId};
 use crate::channel::ChannelSpec;
 use crate::checkpoint::Checkpoint;
 use crate::entry::Key;
+use crate::identity::Onlooker;
 use crate::metrics;
 use crate::protocol::{ChannelNumber, ErrorCode, Refusal};
 use crate::publication::{Catalogue, FeedKey};
@@ -46,6 +47,12 @@ const ARRIVED_MAX: usize = 4_096;
 /// A flight that failed is tried again after this.
 const FLIGHT_RETRY: Duration = Duration::from_millis(200);
 
+/// Flights of a channel whose identity entries do not tell of; then it is refused for now.
+const UNTOLD_MAX: u32 = 10;
+
+/// How often a node says which identities have live channels on it.
+const REGISTER_EVERY: Duration = Duration::from_secs(5);
+
 /// Beats that wait for a reading of the log at most: what the store's queue holds too.
 const BEATS_WAITING_MAX: usize = 4096;
 
@@ -68,6 +75,8 @@ pub(super) enum Effect {
         after: Version,
         feeds: Vec<FeedKey>,
     },
+    /// Say which identities have live channels, for the leader.
+    Register(Vec<Onlooker>),
     /// Give the lock back of rows that are thrown away.
     Unlock(HeldLock),
     Feed(FeedKey),
@@ -143,6 +152,7 @@ pub(super) struct HubState {
     /// Beats that wait for it, ascending.
     beats_waiting: VecDeque<Beat>,
     last_heartbeat: Instant,
+    last_registration: Instant,
     effects: Vec<Effect>,
 }
 
@@ -177,6 +187,7 @@ impl HubState {
             readings_begun: 0,
             beats_waiting: VecDeque::new(),
             last_heartbeat: now,
+            last_registration: now,
             effects: Vec::new(),
         }
     }
@@ -452,6 +463,20 @@ impl HubState {
         }
     }
 
+    /// Rows that met an entry which does not tell what their identity sees: the leader has not heard of the identity yet, or
+    /// cannot ask for it. Not for ever: the clients of the channel stand still.
+    fn fly_untold(&mut self, number: ChannelNumber, at_least: Version) {
+        let retry = self.last_beat.map(|at| at + FLIGHT_RETRY);
+        let Some(flight) = self.channels.get_mut(&number).and_then(Channel::flight) else { return };
+        flight.untold += 1;
+        if flight.untold > UNTOLD_MAX {
+            let refusal = Refusal::unavailable("row security cannot be followed for you");
+            self.close_channel(number, &refusal);
+        } else {
+            self.fly_again(number, at_least, retry);
+        }
+    }
+
     /// Rows that stand between two cuts wait for the next; but the leader has just said that there is none. Read again,
     /// with the catalogue that it named, they are those of the node's version at once.
     fn fly_again_between_cuts(&mut self) {
@@ -522,6 +547,9 @@ impl HubState {
             .and_then(Channel::flight)
             .is_some_and(|flight| flight.number == flight_number);
         if awaited {
+            if let (Ok(fresh), Some(channel)) = (&outcome, self.channels.get_mut(&number)) {
+                channel.served = fresh.served;
+            }
             self.settle(number, outcome, now);
         }
         let channel = self.channels.get_mut(&number).filter(|_| awaited);
@@ -553,8 +581,8 @@ impl HubState {
                 self.close_channel(number, &refusal);
                 return;
             }
-            Err(OpenError::Again(why)) => {
-                tracing::debug!(channel = %feed_key, why, "rows have to be read again");
+            Err(error @ (OpenError::Again(_) | OpenError::Database(_))) => {
+                tracing::debug!(channel = %feed_key, %error, "rows have to be read again");
                 // The publication may be another by now.
                 self.catalogue_wanted = true;
                 self.fly_again(number, at_least, Some(now + FLIGHT_RETRY));
@@ -650,6 +678,7 @@ impl HubState {
             self.keep_checkpoint(number, now);
         }
         self.let_idle_channels_go(now);
+        self.register_onlookers(now);
         // Without a leader none of them starts, and those that were given up would pile up.
         let channels = &self.channels;
         self.grounded.retain(|number| channels.contains_key(number));
@@ -686,6 +715,18 @@ impl HubState {
             }),
             first,
         });
+    }
+
+    /// A channel registers its identity before its first flight; here that is renewed.
+    fn register_onlookers(&mut self, now: Instant) {
+        if now.duration_since(self.last_registration) < REGISTER_EVERY {
+            return;
+        }
+        self.last_registration = now;
+        let onlookers: Vec<Onlooker> = self.channels.values().filter_map(|channel| channel.spec.onlooker()).collect();
+        if !onlookers.is_empty() {
+            self.effects.push(Effect::Register(onlookers));
+        }
     }
 
     fn let_idle_channels_go(&mut self, now: Instant) {

@@ -50,7 +50,7 @@ pub struct HubTask {
     snapshots: Snapshots,
     subscription: Subscription,
     commands: mpsc::Receiver<Command>,
-    detached: mpsc::UnboundedReceiver<SessionId>,
+    detached: mpsc::UnboundedReceiver<(SessionId, &'static str)>,
     published: watch::Sender<Published>,
 }
 
@@ -116,8 +116,8 @@ impl HubTask {
                     while let Ok(command) = self.commands.try_recv() {
                         self.state.on_command(command, Instant::now());
                     }
-                    for session in detached.drain(..) {
-                        self.state.on_detach(session, Instant::now());
+                    for (session, why) in detached.drain(..) {
+                        self.state.on_detach(session, why, Instant::now());
                     }
                 }
                 Some(done) = work.join_next() => self.take_done(done?),
@@ -193,6 +193,13 @@ impl HubTask {
                     Done::Logs { number, read: Some(read) }
                 });
             }
+            Effect::Register(onlookers) => {
+                let snapshots = self.snapshots.clone();
+                work.spawn(async move {
+                    snapshots.register(&onlookers).await;
+                    Done::Stored
+                });
+            }
             Effect::Unlock(lock) => {
                 let snapshots = self.snapshots.clone();
                 work.spawn(async move {
@@ -216,6 +223,7 @@ mod tests {
     use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
     use super::*;
+    use crate::audit::Viewer;
     use crate::snapshots::SnapshotSettings;
     use crate::store::Retention;
     use crate::store::local::LocalStore;
@@ -243,8 +251,8 @@ mod tests {
         for _ in 0..10 {
             let (task, handle, _filling) = hub();
             for _ in 0..3 {
-                let (session, _inbox) = handle.attach().await.expect("a hub");
-                handle.detach(session);
+                let (session, _inbox) = handle.attach(Viewer::default()).await.expect("a hub");
+                handle.detach(session, "test");
             }
             let mut published = handle.published.clone();
             let several_ticks = async {

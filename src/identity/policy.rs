@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
-use super::{Claims, Identity, ResolvedPolicy};
+use super::{Claims, Identity, ResolvedPolicy, RlsSettings, rls};
 use crate::protocol::{ErrorCode, Refusal};
 use crate::publication::{Policy, Publication};
 use crate::query::{ChannelRequest, Condition, Literal, Scope, Value, like, resolve_filter};
@@ -25,6 +25,7 @@ const EXACT_BELOW: f64 = 9_007_199_254_740_992.0;
 pub fn resolve(
     identity: &Identity,
     publication: &Publication,
+    rls: &RlsSettings,
     known: impl Fn(&Literal) -> Option<Result<Arc<str>, String>>,
 ) -> Result<Result<ResolvedPolicy, Vec<Literal>>, Refusal> {
     match (&publication.policy, identity) {
@@ -38,7 +39,8 @@ pub fn resolve(
             let resolved = resolve_filter(&filled, publication, Scope::All, known).map_err(|_| forbidden())?;
             Ok(resolved.map(ResolvedPolicy::Filter))
         }
-        (Policy::Authenticated | Policy::Filter(_), Identity::Anonymous) | (Policy::Rls, _) => Err(forbidden()),
+        (Policy::Rls, identity) => rls::resolve(identity, &publication.feed, rls).map(ResolvedPolicy::Rls).map(Ok),
+        (Policy::Authenticated | Policy::Filter(_), Identity::Anonymous) => Err(forbidden()),
     }
 }
 

@@ -20,6 +20,7 @@ use crate::checkpoint::Checkpoint;
 use crate::metrics;
 use crate::publication::FeedKey;
 use crate::relay::Relay;
+use crate::relay::onlookers::{self, Register};
 use crate::relay::start::{Found, Start, decide};
 use crate::store::{Append, AppendError, Beat, Closing, Fence, Part, StoreError, Touched};
 use crate::version::{Cut, Epoch, PgSnapshot, Version};
@@ -74,6 +75,8 @@ struct Term<'a> {
     recalled: BTreeSet<FeedKey>,
     /// Bases on their way to the store.
     bases: JoinSet<()>,
+    /// Who has to be told of where row security decides.
+    register: Register,
     acknowledged: Option<Version>,
     beat_next: Instant,
     acknowledge_next: Instant,
@@ -163,6 +166,7 @@ impl<'a> Term<'a> {
             views: Views::new(now),
             recalled: BTreeSet::new(),
             bases: JoinSet::new(),
+            register: Register::new(now),
             acknowledged: None,
             beat_next: now,
             acknowledge_next: now,
@@ -177,13 +181,21 @@ impl<'a> Term<'a> {
     async fn turn(&mut self) -> Result<Poll, Ended> {
         let now = Instant::now();
         self.keys_told = 0;
-        let poll = self.reader.poll(&self.seen).await?;
+        let asks = self.reader.described().is_some_and(|described| onlookers::are_needed(&described.catalogue));
+        let refreshed = async {
+            if asks {
+                self.register.refresh(&*self.relay.store).await;
+            }
+        };
+        let (poll, ()) = tokio::join!(self.reader.poll(&self.seen), refreshed);
+        let poll = poll?;
         let beat_due = now >= self.beat_next;
         self.follow_views(&poll.changed, now).await?;
         let mut wanted = Wanted {
             changed: poll.changed.clone(),
             all: self.mark,
             even_if_quiet: self.follows.is_none() || self.mark.is_some(),
+            onlookers: self.register.feeds(),
             ..Wanted::default()
         };
         let unsafe_due = now >= self.resync_next;
@@ -432,7 +444,7 @@ impl<'a> Term<'a> {
         if not_intact.is_empty() && !ended {
             return Ok(());
         }
-        match sqlx::query_scalar::<_, Vec<i32>>("select rowcast.renew_watches()")
+        match sqlx::query_scalar::<_, Vec<i32>>("select rowcast.renew_watches_as_owner()")
             .fetch_one(self.reader.connection())
             .await
         {

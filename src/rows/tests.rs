@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::channel::ChannelSpec;
+use crate::entry::seen::{Seen, Sight, Visible};
 use crate::identity::ResolvedPolicy;
 use crate::protocol::{Direction, Nulls, OrderBy};
 use crate::publication::{Column, FeedKey, Schema};
@@ -35,7 +36,7 @@ fn view(query: Query) -> View {
 
 /// A step of a channel without filters.
 fn move_to(rows: &mut Rows, base: Version, version: Version, states: &[State]) -> Changes {
-    rows.apply(base, version, states, &view(Query::default())).expect("no window")
+    rows.apply(base, version, Visible::All.mark(states), &view(Query::default())).expect("no window")
 }
 
 fn n_is(n: u64) -> Filter {
@@ -99,13 +100,15 @@ fn a_row_that_came_and_went_between_two_resyncs_makes_a_hole() {
 fn a_row_that_leaves_the_filter_is_gone_and_one_that_enters_is_new() {
     let view = view(Query { filter: n_is(1), ..Query::default() });
     let mut rows = Rows::at(Version(5), [(key(1), row(1, 1))]);
-    let changes =
-        rows.apply(Version(5), Version(6), &[upsert(1, 2), upsert(2, 1), upsert(3, 3)], &view).expect("no window");
+    let changes = rows
+        .apply(Version(5), Version(6), Visible::All.mark(&[upsert(1, 2), upsert(2, 1), upsert(3, 3)]), &view)
+        .expect("no window");
     assert_eq!(changes.gone, [(key(1), Some(Why::Filter))]);
     assert_eq!(changes.rows.iter().map(|changed| &changed.key).collect::<Vec<_>>(), [&key(2)]);
     // It changes and goes where nobody sees it.
     for (version, state) in [(6, upsert(1, 3)), (7, delete(1))] {
-        let changes = rows.apply(Version(version), Version(version + 1), &[state], &view).expect("no window");
+        let changes =
+            rows.apply(Version(version), Version(version + 1), Visible::All.mark(&[state]), &view).expect("no window");
         assert!(changes.is_empty());
     }
     let since = rows.changes_since(Version(5)).expect("above the floor");
@@ -118,7 +121,7 @@ fn a_change_in_a_column_that_was_not_selected_is_no_change() {
     let view = view(Query { select: Some(vec!["id".into()]), ..Query::default() });
     let mut rows = Rows::at(Version(5), []);
     let mut step = |version: u64, state: State| {
-        rows.apply(Version(version - 1), Version(version), &[state], &view).expect("no window");
+        rows.apply(Version(version - 1), Version(version), Visible::All.mark(&[state]), &view).expect("no window");
         rows.changed()
     };
     assert_eq!(step(6, upsert(1, 10)), Version(6));
@@ -147,7 +150,9 @@ fn who_is_pushed_out_of_a_window_is_gone_and_comes_back_when_there_is_room() {
     let view = highest(2);
     let mut rows = Rows::read(&view, Version(5), vec![(key(1), row(1, 10)), (key(2), row(2, 20))], true);
     let mut step = |version: u64, states: &[State]| {
-        let changes = rows.apply(Version(version - 1), Version(version), states, &view).expect("all are known");
+        let changes = rows
+            .apply(Version(version - 1), Version(version), Visible::All.mark(states), &view)
+            .expect("all are known");
         rows.check_invariants();
         (changes.rows.into_iter().map(|changed| changed.key).collect::<Vec<_>>(), changes.gone, shown(&rows))
     };
@@ -167,7 +172,8 @@ fn a_window_that_may_lack_rows_runs_out_and_is_refilled_before() {
     let mut rows = read(1..=6, false);
     assert_eq!((shown(&rows), rows.runs_low()), (vec![1, 2], false));
     // Nobody knows what stands beyond 94; a row there does not count.
-    rows.apply(Version(5), Version(6), &[upsert(7, 93), delete(1), delete(2), delete(5)], &view).expect("enough");
+    rows.apply(Version(5), Version(6), Visible::All.mark(&[upsert(7, 93), delete(1), delete(2), delete(5)]), &view)
+        .expect("enough");
     assert_eq!((shown(&rows), rows.runs_low(), rows.knows(&key(7))), (vec![3, 4], true, false));
 
     let mut refilled = rows.clone();
@@ -178,11 +184,13 @@ fn a_window_that_may_lack_rows_runs_out_and_is_refilled_before() {
         [3, 4, 6, 7, 8, 9].map(|id| (key(id), row(id, 100 - id))).into(),
         false
     )));
-    refilled.apply(Version(6), Version(7), &[delete(3), delete(4), delete(6)], &view).expect("enough");
+    refilled
+        .apply(Version(6), Version(7), Visible::All.mark(&[delete(3), delete(4), delete(6)]), &view)
+        .expect("enough");
     assert_eq!(shown(&refilled), [7, 8]);
     refilled.check_invariants();
 
-    let left = rows.apply(Version(6), Version(7), &[delete(3), delete(4)], &view);
+    let left = rows.apply(Version(6), Version(7), Visible::All.mark(&[delete(3), delete(4)]), &view);
     assert_eq!(left, Err(RanOut));
     let changes = rows.replace(Version(6), Version(7), read(6..=9, true), &view);
     assert_eq!((shown(&rows), changes.rows.len(), changes.gone.len()), (vec![6, 7], 2, 0));
@@ -197,7 +205,8 @@ fn spare_rows_are_bounded_in_number_and_bytes() {
     let view = highest(3);
     let mut rows = Rows::read(&view, Version(0), Vec::new(), true);
     for id in 0..1_000 {
-        let changes = rows.apply(Version(id), Version(id + 1), &[upsert(id, id)], &view).expect("room");
+        let changes =
+            rows.apply(Version(id), Version(id + 1), Visible::All.mark(&[upsert(id, id)]), &view).expect("room");
         assert!(changes.trimmed.iter().all(|key| !rows.knows(key)));
     }
     assert!(rows.spare().count() <= 128 && rows.horizon().is_some());
@@ -207,7 +216,7 @@ fn spare_rows_are_bounded_in_number_and_bytes() {
         row: Some(Arc::new(Row::parse(&format!("[{id},{}{id}]", " ".repeat(1 << 20))).expect("a row"))),
     };
     for id in 1_000..1_020 {
-        rows.apply(Version(id), Version(id + 1), &[large(id)], &view).expect("room");
+        rows.apply(Version(id), Version(id + 1), Visible::All.mark(&[large(id)]), &view).expect("room");
         rows.check_invariants();
     }
     assert!(rows.spare().map(|(_, row)| row.text().len()).sum::<usize>() <= 9 << 20);
@@ -218,8 +227,22 @@ fn spare_rows_are_bounded_in_number_and_bytes() {
 fn a_window_of_nothing_shows_nothing_and_never_runs_out() {
     let view = highest(0);
     let mut rows = Rows::read(&view, Version(5), Vec::new(), false);
-    assert!(rows.apply(Version(5), Version(6), &[upsert(1, 1)], &view).expect("no room").is_empty());
+    assert!(rows.apply(Version(5), Version(6), Visible::All.mark(&[upsert(1, 1)]), &view).expect("no room").is_empty());
     assert!(rows.is_empty() && !rows.runs_low() && !rows.knows(&key(1)));
+}
+
+#[test]
+fn a_row_that_row_security_hides_is_gone_for_want_of_permission() {
+    let mut rows = Rows::at(Version(5), [(key(1), row(1, 1)), (key(2), row(2, 1)), (key(3), row(3, 1))]);
+    let mut seen = Seen::default();
+    seen.note("i".into(), vec![0, 4], 5);
+    let states = [upsert(1, 2), upsert(2, 2), delete(3), upsert(4, 1), upsert(5, 1)];
+    let visible = Sight::Of("i".into());
+    let visible = visible.of(&seen).expect("listed").mark(&states);
+    let changes = rows.apply(Version(5), Version(6), visible, &view(Query::default())).expect("no window");
+    assert_eq!(changes.rows.iter().map(|changed| &changed.key).collect::<Vec<_>>(), [&key(1), &key(5)]);
+    assert_eq!(changes.gone, [(key(2), Some(Why::Permission)), (key(3), Some(Why::Deleted))]);
+    rows.check_invariants();
 }
 
 #[test]
@@ -309,7 +332,7 @@ proptest! {
                     None => table.remove(&id),
                 };
             }
-            match rows.apply(before, version, &states, &view) {
+            match rows.apply(before, version, Visible::All.mark(&states), &view) {
                 Ok(changes) => {
                     for (key, _) in changes.gone {
                         prop_assert!(client.remove(key.as_str()).is_some(), "gone, and never there");

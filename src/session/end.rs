@@ -48,7 +48,7 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.hub.detach(self.id);
+        self.hub.detach(self.id, self.reason);
         metrics::session_ended(self.reason);
     }
 }

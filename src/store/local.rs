@@ -16,26 +16,29 @@ use tokio::sync::Notify;
 
 use super::outbox::Outbox;
 use super::{
-    Append, AppendError, Beat, Closing, Entry, Fence, Filler, Interest, LogRead, Push, Retention, Store, StoreError,
-    Subscription,
+    Append, AppendError, Beat, Closing, Entry, Fence, Filler, Interest, LiveIdentities, LogRead, Push, Retention,
+    Store, StoreError, Subscription,
 };
 use crate::publication::FeedKey;
 use crate::version::{Cut, Epoch, Version};
 
 mod cache;
+mod identities;
 
 use cache::Cache;
+use identities::Identities;
 
 /// See the module.
 pub struct LocalStore {
     retention: Retention,
     log: Arc<Mutex<Log>>,
     cache: Mutex<Cache>,
+    identities: Mutex<Identities>,
 }
 
 impl LocalStore {
     pub fn new(retention: Retention) -> Self {
-        Self { retention, log: Arc::default(), cache: Mutex::default() }
+        Self { retention, log: Arc::default(), cache: Mutex::default(), identities: Mutex::default() }
     }
 }
 
@@ -336,6 +339,15 @@ impl Store for LocalStore {
     async fn unlock(&self, feed: &FeedKey, channel: &str, holder: &str) -> Result<(), StoreError> {
         locked(&self.cache).unlock(feed, channel, holder);
         Ok(())
+    }
+
+    async fn register_identities(&self, identities: &[String], ttl: Duration) -> Result<(), StoreError> {
+        locked(&self.identities).register(identities, ttl);
+        Ok(())
+    }
+
+    async fn live_identities(&self, known: &str) -> Result<Option<LiveIdentities>, StoreError> {
+        Ok(locked(&self.identities).read(known))
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -15,7 +15,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use redis::{Client, IntoConnectionInfo, Script, ScriptInvocation};
 
-use super::{Append, AppendError, Beat, Fence, LogRead, Retention, Store, StoreError, Subscription};
+use super::{Append, AppendError, Beat, Fence, LiveIdentities, LogRead, Retention, Store, StoreError, Subscription};
 use crate::publication::FeedKey;
 use crate::version::{Cut, Version};
 
@@ -32,6 +32,9 @@ pub const DEFAULT_PREFIX: &str = "rowcast:";
 /// A page of a log: at most this many items, and about this many bytes, so that Redis serves others in between.
 const PAGE_ITEMS: usize = 500;
 const PAGE_BYTES: usize = 4 << 20;
+
+/// Identities registered by one script, so that none runs long.
+const IDENTITIES_AT_ONCE: usize = 1_000;
 
 /// A text that does not say where a Redis is. The text itself may hold a password, so it is not repeated.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +57,8 @@ struct Scripts {
     read_log: Script,
     renew: Script,
     unlock: Script,
+    register: Script,
+    identities: Script,
 }
 
 /// What the keys and channels are called.
@@ -108,6 +113,8 @@ impl RedisStore {
                 read_log: Script::new(include_str!("redis/read_log.lua")),
                 renew: Script::new(include_str!("redis/renew.lua")),
                 unlock: Script::new(include_str!("redis/unlock.lua")),
+                register: Script::new(include_str!("redis/register.lua")),
+                identities: Script::new(include_str!("redis/identities.lua")),
             },
         })
     }
@@ -277,6 +284,25 @@ impl Store for RedisStore {
         let mut call = self.scripts.unlock.prepare_invoke();
         call.arg(self.prefix.lock(feed, channel)).arg(holder);
         self.link.repeatable(call).await
+    }
+
+    async fn register_identities(&self, identities: &[String], ttl: Duration) -> Result<(), StoreError> {
+        for identities in identities.chunks(IDENTITIES_AT_ONCE) {
+            let mut call = self.scripts.register.prepare_invoke();
+            call.arg(&*self.prefix.0).arg(milliseconds(ttl));
+            for identity in identities {
+                call.arg(identity.as_str());
+            }
+            let _: String = self.link.repeatable(call).await?;
+        }
+        Ok(())
+    }
+
+    async fn live_identities(&self, known: &str) -> Result<Option<LiveIdentities>, StoreError> {
+        let mut call = self.scripts.identities.prepare_invoke();
+        call.arg(&*self.prefix.0).arg(known);
+        let answer: Option<(String, Vec<String>)> = self.link.repeatable(call).await?;
+        Ok(answer.map(|(stamp, identities)| LiveIdentities { stamp, identities }))
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

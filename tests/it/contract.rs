@@ -4,6 +4,7 @@
 //! belongs, so that an entry can be told by its text.
 
 mod cache;
+mod identities;
 mod leaders;
 mod log;
 mod pushes;

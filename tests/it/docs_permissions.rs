@@ -21,7 +21,7 @@ enum Piece {
 async fn every_example_of_the_permissions_document_is_true() {
     let pieces = read(include_str!("../../docs/permissions.md"));
     let world = World::start("").await;
-    let node = world.node_with(&[WITH_SECRET]).await;
+    let node = world.node_with(&[WITH_SECRET, ("ROWCAST_RLS_ROLES", "member")]).await;
     node.ready().await;
     let mut connection = world.connect().await;
     let mut cases = 0;

@@ -62,7 +62,13 @@ async fn every_subscription_equals_the_table_at_every_version_it_is_told() {
         || leader.marked < 25
         || started.elapsed() < Duration::from_secs(10)
     {
-        assert!(started.elapsed() < Duration::from_secs(60), "only {} subscriptions", opened.load(Ordering::Relaxed));
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "only {} subscriptions, {} cuts, {} marked",
+            opened.load(Ordering::Relaxed),
+            leader.cuts,
+            leader.marked
+        );
         assert!(!visiting.iter().any(tokio::task::JoinHandle::is_finished), "a visitor has ended: see its panic");
         leader.turn().await;
         tokio::time::sleep(Duration::from_millis(3)).await;

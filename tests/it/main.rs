@@ -4,6 +4,7 @@
 // tasks end with its runtime.
 #![allow(clippy::disallowed_methods, reason = "rules for a node, not for its tests")]
 
+mod audit;
 mod auth;
 mod bad_input;
 mod browser;
@@ -24,6 +25,8 @@ mod publications_live;
 mod query_agrees;
 mod real_input;
 mod revocation;
+mod rls;
+mod roles;
 mod steps;
 mod store_faults;
 mod tidy;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use rowcast::identity::{Identity, ResolvedPolicy, resolve};
+use rowcast::identity::{Identity, ResolvedPolicy, RlsSettings, resolve};
 use rowcast::protocol::{ErrorCode, Refusal};
 use rowcast::publication::{Policy, Publication};
 use rowcast::query::{ChannelRequest, Condition};
@@ -317,13 +317,16 @@ async fn claims_fill_a_policy_or_close_it() {
 
     let publication = Publication { ..(*asker.publication).clone() };
     let known = |_: &_| Some(Ok("1".into()));
-    assert!(resolve(&Identity::Anonymous, &publication, known).is_err(), "without a token nothing is filled");
+    assert!(
+        resolve(&Identity::Anonymous, &publication, &RlsSettings::default(), known).is_err(),
+        "without a token nothing is filled"
+    );
     let publication = Publication { policy: Policy::Authenticated, ..publication };
-    assert!(resolve(&Identity::Anonymous, &publication, known).is_err());
+    assert!(resolve(&Identity::Anonymous, &publication, &RlsSettings::default(), known).is_err());
     let anybody = Identity::Proven(std::sync::Arc::default());
-    assert_eq!(resolve(&anybody, &publication, known), Ok(Ok(ResolvedPolicy::Authenticated)));
+    assert_eq!(resolve(&anybody, &publication, &RlsSettings::default(), known), Ok(Ok(ResolvedPolicy::Authenticated)));
     let publication = Publication { policy: Policy::Rls, ..publication };
-    assert!(resolve(&anybody, &publication, known).is_err());
+    assert!(resolve(&anybody, &publication, &RlsSettings::default(), known).is_err());
 }
 
 #[tokio::test]

@@ -12,10 +12,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tokio::sync::Semaphore;
 
 use crate::handoff::leader::{Leader, Query};
 use crate::handoff::visitor::{Tally, Visitor};
+use crate::harness::tokens::{WITH_SECRET, token};
 use crate::harness::world::World;
 
 const SUBSCRIPTIONS: usize = 150;
@@ -33,6 +35,7 @@ const SCHEMA: &str = "
     from generate_series(1, 320) i;
     select rowcast.publish('item', 'public');
     select rowcast.publish('item', 'public', name => 'few', columns => '{tenant,v}', bulk_rows => 80);
+    select rowcast.publish('item', 'tenant=eq.{tenant}', name => 'mine', columns => '{status,v,note}');
 ";
 
 const ALL: &[&str] = &["id", "tenant", "status", "v", "note"];
@@ -66,7 +69,6 @@ const QUERIES: &[Query] = &[
         clause: r#"where tenant = 3 order by note collate "C" desc nulls first, id limit 5"#,
     },
     Query { channel: "item?limit=3", publication: "item", columns: ALL, clause: "order by id limit 3" },
-    Query { channel: "item?limit=0", publication: "item", columns: ALL, clause: "limit 0" },
     Query { channel: "item?order=id.desc&limit=1000", publication: "item", columns: ALL, clause: "" },
     Query {
         channel: "few?order=v.desc.nullslast&limit=40&select=v",
@@ -80,15 +82,32 @@ const QUERIES: &[Query] = &[
         columns: &["id", "tenant", "v"],
         clause: "where tenant = 2",
     },
+    Query { channel: "mine", publication: "mine", columns: OWN, clause: "where tenant = 3" },
+    Query {
+        channel: "mine?status=neq.paid&order=v.desc&limit=4&select=note",
+        publication: "mine",
+        columns: &["id", "v", "note"],
+        clause: "where tenant = 3 and status <> 'paid' order by v desc nulls first, id limit 4",
+    },
+    Query {
+        channel: "mine?or=(v.gte.40,v.is.null)&note=like.n1*",
+        publication: "mine",
+        columns: OWN,
+        clause: "where tenant = 3 and (v >= 40 or v is null) and note like 'n1%'",
+    },
 ];
+
+/// What `mine` shows to everybody here: the rows of tenant 3.
+const OWN: &[&str] = &["id", "status", "v", "note"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn at_every_version_a_clients_rows_equal_its_query() {
     let world = World::start(SCHEMA).await;
     let mut leader = Leader::begin_with(&world, QUERIES).await;
     // The first forgets its channels and their checkpoints soon, so that they are opened over and over.
-    let fickle = [("ROWCAST_LINGER", "100ms"), ("ROWCAST_CHECKPOINT_TTL", "1s")];
-    let nodes = [world.node_with(&fickle).await, world.node().await];
+    let fickle = [("ROWCAST_LINGER", "100ms"), ("ROWCAST_CHECKPOINT_TTL", "1s"), WITH_SECRET];
+    let nodes = [world.node_with(&fickle).await, world.node_with(&[WITH_SECRET]).await];
+    let token = token("someone", 600, &json!({"tenant": 3}));
     let addresses = [nodes[0].address, nodes[1].address];
 
     let (transactions, sweeps) = (Arc::new(Semaphore::new(TRANSACTIONS)), Arc::new(Semaphore::new(0)));
@@ -103,7 +122,7 @@ async fn at_every_version_a_clients_rows_equal_its_query() {
     let mut visiting = Vec::new();
     for number in 0..VISITORS {
         let visitor = Visitor::new(number, addresses, channels.clone(), leader.oracle.clone(), opened.clone());
-        visiting.push(tokio::spawn(visitor.run(leaving.clone())));
+        visiting.push(tokio::spawn(visitor.with_token(&token).run(leaving.clone())));
     }
 
     let started = Instant::now();

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::{BEAT_LATE, HubState, Position};
+use crate::audit::{Event, Record, Served, Shown};
 use crate::hub::SessionId;
 use crate::hub::channel::Channel;
 use crate::hub::inbox::{Delivery, Item};
@@ -129,6 +130,7 @@ impl HubState {
             return;
         }
         let Some(client) = self.clients.get_mut(&session) else { return };
+        let audit = &self.settings.audit;
         let mut batch = Batch::default();
         let mut refused: Vec<(u64, Refusal)> = Vec::new();
         let mut ahead = false;
@@ -142,6 +144,10 @@ impl HubState {
             if self.feeds.get(channel.feed()).is_some_and(|feed| feed.stale) {
                 continue;
             }
+            let asked = match &subscription.standing {
+                Standing::New { since, .. } => Some(*since),
+                Standing::Complete | Standing::Moved => None,
+            };
             match (&subscription.standing, &pace) {
                 (Standing::New { resume, since }, _) => {
                     let waited = now.duration_since(*since);
@@ -159,6 +165,7 @@ impl HubState {
                             if channel.subscribers.is_empty() {
                                 channel.idle_since = Some(now);
                             }
+                            continue;
                         }
                     }
                 }
@@ -169,6 +176,18 @@ impl HubState {
                     catch_up(&mut batch, channel, &form, subscription, cursor, position);
                 }
                 (Standing::Complete, Pace::Live) => {}
+            }
+            if audit.is_on() && subscription.shown.is_none() && matches!(subscription.standing, Standing::Complete) {
+                let publication = &channel.feed().name;
+                let record = Record::new(Event::Subscribed, &client.viewer, &subscription.identity, publication);
+                let rows = Some(channel.rows.len() as u64);
+                let served = Some(if asked.is_some_and(|since| since <= channel.opened) {
+                    channel.served
+                } else {
+                    Served::Memory
+                });
+                let record = Record { channel: Some(channel.spec.canonical()), served, rows, ..record };
+                subscription.shown = Some(Shown::begin(audit, record));
             }
         }
         for (id, refusal) in refused {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::{Effect, HubState, Step};
 use crate::entry::State;
+use crate::entry::seen::Seen;
 use crate::hub::channel::{Change, Channel, FeedStep, Flight, Overtaken, Phase};
 use crate::hub::index::Concern;
 use crate::hub::session::Standing;
@@ -14,6 +15,15 @@ use crate::protocol::{ChannelForm, ChannelNumber, Frame, PAGE_BYTES, RowsFrame};
 use crate::publication::FeedKey;
 use crate::rows::{Changes, RanOut};
 use crate::version::{Cut, Version};
+
+/// What a version tells a channel of its feed.
+struct Told<'a> {
+    schema_id: &'a str,
+    states: &'a [State],
+    seen: &'a Seen,
+    /// The states that may concern it.
+    places: Vec<usize>,
+}
 
 impl HubState {
     /// Moves every feed to a version.
@@ -75,7 +85,7 @@ impl HubState {
                     self.resync(number, before, step.cut.version, why);
                 }
             }
-            Change::States { schema_id, states } => {
+            Change::States { schema_id, states, seen } => {
                 let concerned = feed.index.concerned(schema_id, states);
                 // A replay begins below our version, but what we hold of the versions up to ours is exact.
                 let base = step.base.max(before.version);
@@ -88,11 +98,12 @@ impl HubState {
                     }
                 }
                 for (number, concern) in concerned {
-                    let states: Vec<&State> = match concern {
-                        Concern::All => states.iter().collect(),
-                        Concern::These(places) => places.into_iter().map(|place| &states[place]).collect(),
+                    let places: Vec<usize> = match concern {
+                        Concern::All => (0..states.len()).collect(),
+                        Concern::These(places) => places.into_iter().collect(),
                     };
-                    if let Some(frames) = self.step_channel(number, before, step, schema_id, &states) {
+                    let told = Told { schema_id, states, seen, places };
+                    if let Some(frames) = self.step_channel(number, before, step, &told) {
                         moved.push((number, frames));
                     }
                 }
@@ -106,20 +117,24 @@ impl HubState {
         number: ChannelNumber,
         before: &Cut,
         step: &FeedStep,
-        schema_id: &str,
-        states: &[&State],
+        told: &Told<'_>,
     ) -> Option<Vec<Frame>> {
         let channel = self.channels.get_mut(&number)?;
-        let Some(view) = channel.view.clone().filter(|view| **view.feed_schema_id() == *schema_id) else {
+        let Some(view) = channel.view.clone().filter(|view| **view.feed_schema_id() == *told.schema_id) else {
             self.resync(number, before, step.cut.version, "its columns changed");
             return None;
         };
+        let Some(visible) = view.sight().of(told.seen) else {
+            self.resync(number, before, step.cut.version, "the version does not tell what its identity sees");
+            return None;
+        };
+        let states = || told.places.iter().map(|&place| (&told.states[place], visible.has(place)));
         let prev = channel.rows.changed();
         let base = step.base.max(before.version);
-        let applied = channel.rows.apply(base, step.cut.version, states.iter().copied(), &view);
+        let applied = channel.rows.apply(base, step.cut.version, states(), &view);
         if let Some(feed) = self.feeds.get_mut(channel.feed()) {
             let trimmed = applied.as_ref().map(|changes| changes.trimmed.as_slice()).unwrap_or_default();
-            let keys = states.iter().map(|state| &state.key).chain(trimmed);
+            let keys = states().map(|(state, _)| &state.key).chain(trimmed);
             feed.index.note(number, keys, |key| channel.rows.knows(key));
         }
         let changes = match applied {
@@ -165,7 +180,10 @@ impl HubState {
                 flight.ran_out += 1;
             }
         }
-        self.fly_again(number, version, None);
+        match why {
+            Overtaken::Untold => self.fly_untold(number, version),
+            Overtaken::Resync(_) | Overtaken::RanOut(_) => self.fly_again(number, version, None),
+        }
     }
 
     /// The channel's rows are read again; its clients stand still until the fresh ones have passed `marker`.

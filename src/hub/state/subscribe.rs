@@ -7,6 +7,7 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use super::{Effect, HubState, rows_of};
+use crate::audit::{Event, Record, Served};
 use crate::channel::ChannelSpec;
 use crate::hub::channel::{Channel, Feed, Flight, Reader};
 use crate::hub::inbox::{Delivery, Item};
@@ -55,8 +56,8 @@ enum ForWhom {
 impl HubState {
     pub(in crate::hub) fn on_command(&mut self, command: Command, now: Instant) {
         match command {
-            Command::Attach { session, outbox } => {
-                let client = Client::new(outbox);
+            Command::Attach { session, viewer, outbox } => {
+                let client = Client::new(viewer, outbox);
                 // A client need not wait for the next heartbeat to know how things stand.
                 if let Some(position) = &self.position {
                     let frame = protocol::live(&position.cut, position.as_of, self.working);
@@ -82,13 +83,14 @@ impl HubState {
         }
     }
 
-    pub(in crate::hub) fn on_detach(&mut self, session: SessionId, now: Instant) {
+    pub(in crate::hub) fn on_detach(&mut self, session: SessionId, why: &'static str, now: Instant) {
         // What it asked for and was not resolved yet must not join a channel on nobody's behalf.
         self.parked
             .retain(|parked| !matches!(parked.for_whom, ForWhom::Session { session: whose, .. } if whose == session));
         if let Some(client) = self.clients.remove(&session) {
-            for number in client.subscriptions.keys() {
-                self.leave(*number, session, now);
+            for (number, mut subscription) in client.subscriptions {
+                subscription.end(why);
+                self.leave(number, session, now);
             }
         }
     }
@@ -152,8 +154,19 @@ impl HubState {
                 self.effects.push(Effect::Cast(literals));
                 self.parked.push(Parked { request, identity, for_whom, since: now, waits_for: WaitsFor::Casts });
             }
-            Err(refusal) => self.refuse(for_whom, refusal),
+            Err(refusal) => {
+                self.note_refusal(&for_whom, &request, &identity, &refusal);
+                self.refuse(for_whom, refusal);
+            }
         }
+    }
+
+    /// Tells the audit of a session that was refused a channel; routes do it themselves for reads.
+    fn note_refusal(&self, for_whom: &ForWhom, request: &ChannelRequest, identity: &Identity, refusal: &Refusal) {
+        let ForWhom::Session { session, .. } = for_whom else { return };
+        let Some(client) = self.clients.get(session).filter(|_| self.settings.audit.is_on()) else { return };
+        let record = Record::new(Event::Refused, &client.viewer, identity, &request.publication);
+        self.settings.audit.record(Record { why: Some(refusal.code.name()), ..record });
     }
 
     /// The channel that a request means.
@@ -161,7 +174,7 @@ impl HubState {
         let known = self.catalogue.as_ref().and_then(|catalogue| catalogue.publications.get(&request.publication));
         let Some(publication) = known else { return Ok(Resolved::UnknownName) };
         let known = |literal: &Literal| self.casts.get(literal).cloned();
-        let policy = identity::resolve(identity, publication, known)?;
+        let policy = identity::resolve(identity, publication, &self.settings.rls, known)?;
         let query = query::resolve(request, publication, known);
         match (policy, query) {
             (Ok(policy), Ok(Ok(query))) => {
@@ -221,6 +234,7 @@ impl HubState {
                 Ok(Resolved::Spec(spec)) => self.serve(spec, request, identity, for_whom, now),
                 Ok(Resolved::UnknownName) => {
                     let refusal = unknown_publication(&request.publication);
+                    self.note_refusal(&for_whom, &request, &identity, &refusal);
                     self.refuse(for_whom, refusal);
                 }
                 Ok(Resolved::Uncast(literals)) => {
@@ -230,7 +244,10 @@ impl HubState {
                     }
                     self.parked.push(Parked { request, identity, for_whom, since, waits_for: WaitsFor::Casts });
                 }
-                Err(refusal) => self.refuse(for_whom, refusal),
+                Err(refusal) => {
+                    self.note_refusal(&for_whom, &request, &identity, &refusal);
+                    self.refuse(for_whom, refusal);
+                }
             }
         }
     }
@@ -274,7 +291,8 @@ impl HubState {
                 }
             }
             None => {
-                let subscription = Subscription { ids: vec![id], request, identity, standing, told: Version(0) };
+                let subscription =
+                    Subscription { ids: vec![id], request, identity, standing, told: Version(0), shown: None };
                 client.subscriptions.insert(number, subscription);
                 None
             }
@@ -327,6 +345,7 @@ impl HubState {
                 if let Some(subscription) = client.subscriptions.get_mut(&number) {
                     subscription.ids.retain(|&other| other != id);
                     if subscription.ids.is_empty() {
+                        subscription.end("unsubscribed");
                         client.subscriptions.remove(&number);
                         self.leave(number, session, now);
                     }
@@ -370,7 +389,8 @@ impl HubState {
                 .extend(client_of(&mut self.clients, session, |client| client.subscriptions.remove(&number)).flatten());
             self.leave(number, session, now);
         }
-        for subscription in moved {
+        for mut subscription in moved {
+            subscription.end("another_identity");
             self.move_subscription(session, subscription, now);
         }
     }
@@ -406,7 +426,7 @@ impl HubState {
             return;
         }
         let Some(form) = channel.form.clone() else { return };
-        for (_, reply) in std::mem::take(&mut channel.readers) {
+        for (asked, reply) in std::mem::take(&mut channel.readers) {
             let public = matches!(channel.spec.policy, ResolvedPolicy::Public);
             let _ = reply.send(Ok(RowsRead {
                 form: form.clone(),
@@ -414,6 +434,8 @@ impl HubState {
                 as_of: position.as_of,
                 changed: channel.rows.changed(),
                 public,
+                channel: channel.spec.canonical(),
+                served: if asked <= channel.opened { channel.served } else { Served::Memory },
                 rows: rows_of(&channel.rows),
             }));
         }
@@ -426,13 +448,25 @@ impl HubState {
             let _ = reply.send(Err(refusal.clone()));
         }
         for session in channel.subscribers {
+            let audit = &self.settings.audit;
             let ids = client_of(&mut self.clients, session, |client| {
-                let ids = client.subscriptions.remove(&number).map(|subscription| subscription.ids).unwrap_or_default();
-                for id in &ids {
+                let mut subscription = client.subscriptions.remove(&number)?;
+                match subscription.shown {
+                    Some(_) => subscription.end(refusal.code.name()),
+                    None if audit.is_on() => {
+                        let publication = &channel.spec.feed.name;
+                        let record = Record::new(Event::Refused, &client.viewer, &subscription.identity, publication);
+                        let resolved = Some(channel.spec.canonical());
+                        audit.record(Record { channel: resolved, why: Some(refusal.code.name()), ..record });
+                    }
+                    None => {}
+                }
+                for id in &subscription.ids {
                     client.ids.remove(id);
                 }
-                ids
-            });
+                Some(subscription.ids)
+            })
+            .flatten();
             for id in ids.unwrap_or_default() {
                 self.answer(session, protocol::error(Some(id), refusal));
             }
@@ -572,7 +606,8 @@ impl HubState {
             for session in channel.subscribers {
                 let moved =
                     client_of(&mut self.clients, session, |client| client.subscriptions.remove(&number)).flatten();
-                if let Some(subscription) = moved {
+                if let Some(mut subscription) = moved {
+                    subscription.end("publication_changed");
                     self.move_subscription(session, subscription, now);
                 }
             }

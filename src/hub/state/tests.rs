@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::{Effect, HubState};
+use crate::audit::{Served, Viewer};
 use crate::entry::{Key, PartsWriter, Row, States};
 use crate::hub::inbox::{Inbox, inbox};
 use crate::hub::{Command, HubSettings, SessionId, Subscribe};
@@ -22,6 +23,8 @@ use crate::version::{Cut, Epoch, Version};
 use crate::view::{Verdict, View};
 
 mod views;
+
+mod sight;
 
 const EPOCH: &str = "k3f9";
 
@@ -168,7 +171,7 @@ impl Node {
     fn attach(&mut self, number: u64) -> Inbox {
         let session = SessionId(number);
         let (outbox, inbox) = inbox(session, self.commands.clone());
-        self.state.on_command(Command::Attach { session, outbox }, self.now);
+        self.state.on_command(Command::Attach { session, viewer: Viewer::default(), outbox }, self.now);
         let mut inbox = inbox;
         assert_eq!(ops(&take(&mut inbox)), ["live"], "a client hears at once how things stand");
         inbox
@@ -218,6 +221,7 @@ impl Node {
             Place::Sees(_) => Version(0),
         };
         let fresh = Fresh {
+            served: Served::Postgres,
             rows: Rows::read(&view, version, members.collect(), all),
             place,
             view,
@@ -237,6 +241,7 @@ impl Node {
     fn land_locked(&mut self, flight: &(ChannelNumber, u64, String), place: &str) -> bool {
         let lock = HeldLock { feed: feed("a"), channel: "hash".into() };
         let fresh = Fresh {
+            served: Served::Postgres,
             rows: Rows::at(Version(0), [row(1, 1)]),
             place: Place::Sees(place.parse().expect("a snapshot")),
             view: self.view(flight.0),
@@ -556,6 +561,7 @@ fn a_new_epoch_is_told_with_the_difference() {
     assert!(take(&mut client).is_empty());
     for flight in node.flights() {
         let fresh = Fresh {
+            served: Served::Postgres,
             rows: Rows::at(Version(50), [row(1, 100), row(2, 200)]),
             place: Place::At(Version(50)),
             view: node.view(flight.0),
@@ -638,7 +644,7 @@ fn ids_are_unique_shared_and_free_again() {
     assert_eq!((&frames[1]["code"], frames[1].get("id")), (&json!("unknown_id"), None));
     node.version(41, &[("a", &[(1, Some(41))])]);
     assert_eq!(take(&mut client).len(), 1, "the other id still has the channel");
-    node.state.on_detach(SessionId(1), node.now);
+    node.state.on_detach(SessionId(1), "test", node.now);
     node.later(Duration::from_secs(31));
     assert!(node.state.channels.is_empty() && node.state.feeds.is_empty());
 }
@@ -666,7 +672,7 @@ fn a_client_that_left_before_its_request_was_resolved_leaves_nothing_behind() {
     let mut node = Node::new();
     let _client = node.attach(1);
     node.subscribe(1, 1, "later", None);
-    node.state.on_detach(SessionId(1), node.now);
+    node.state.on_detach(SessionId(1), "test", node.now);
     let catalogue =
         Catalogue { publications: [("later".into(), Arc::new(publication("later")))].into_iter().collect() };
     // A reading that was under way already, and the one that decides.
@@ -769,6 +775,7 @@ fn an_epoch_whose_versions_began_again_below_is_told_with_snapshots() {
     node.beat("restored", 0, 20, &[]);
     for flight in node.flights() {
         let fresh = Fresh {
+            served: Served::Postgres,
             rows: Rows::at(Version(20), [row(2, 200)]),
             place: Place::At(Version(20)),
             view: node.view(flight.0),
@@ -917,7 +924,7 @@ fn channels_that_come_and_go_while_there_is_no_leader_leave_nothing_behind() {
     let mut node = Node::new();
     node.state.position = None;
     let (outbox, _client) = inbox(SessionId(1), node.commands.clone());
-    node.state.on_command(Command::Attach { session: SessionId(1), outbox }, node.now);
+    node.state.on_command(Command::Attach { session: SessionId(1), viewer: Viewer::default(), outbox }, node.now);
     for id in 1..=5 {
         node.subscribe(1, id, "a", None);
         node.later(Duration::from_secs(11));

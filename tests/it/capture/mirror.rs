@@ -77,7 +77,7 @@ impl Mirror {
         for states in open.states().to_vec() {
             let name = states.feed.name.to_string();
             match States::parse(&states.parts).expect("states") {
-                States::Rows { schema, states } => {
+                States::Rows { schema, states, .. } => {
                     assert_eq!(schema, described.catalogue.publications[name.as_str()].schema_id);
                     self.states += states.len();
                     let Some(rows) = self.rows.get_mut(&name) else { continue };

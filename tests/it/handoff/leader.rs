@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use rowcast::capture::lease::{self, LeaseHandle};
 use rowcast::capture::reader::{self, OpenCut, Reader, Wanted};
-use rowcast::capture::{catalogue, slices};
+use rowcast::capture::{catalogue, sight, slices};
+use rowcast::identity::{Onlooker, RlsIdentity};
+use rowcast::publication::{Policy, Publication};
 use rowcast::store::redis::{DEFAULT_PREFIX, RedisStore};
-use rowcast::store::{Append, Beat, Closing, Fence, Part, Retention, Store, Touched};
+use rowcast::store::{Append, Beat, Closing, Fence, LiveIdentities, Part, Retention, Store, Touched};
 use rowcast::version::{Cut, Version};
 use tokio::task::JoinHandle;
 
@@ -46,6 +48,9 @@ pub struct Leader {
     pub reasons: BTreeMap<&'static str, usize>,
     /// Channels whose rows are written down too, besides those of whole publications.
     queries: &'static [Query],
+    /// Through whose eyes the oracle looks as well, where row security decides: `notes as ann`.
+    pub eyes: Vec<(&'static str, RlsIdentity)>,
+    onlookers: LiveIdentities,
     reader: Reader,
     store: RedisStore,
     fence: Fence,
@@ -93,6 +98,8 @@ impl Leader {
             marked: 0,
             reasons: BTreeMap::new(),
             queries,
+            eyes: Vec::new(),
+            onlookers: LiveIdentities::default(),
             reader,
             store,
             fence,
@@ -116,6 +123,9 @@ impl Leader {
     pub async fn turn(&mut self) -> bool {
         assert!(!self.keeping.is_finished(), "the lease is held");
         let poll = self.reader.poll(&self.position.snapshot).await.expect("a poll");
+        if let Some(live) = self.store.live_identities(&self.onlookers.stamp).await.expect("an answer") {
+            self.onlookers = live;
+        }
         let beat_due = Instant::now() >= self.beat_next;
         let mut delivered = false;
         if !poll.changed.is_empty()
@@ -149,13 +159,16 @@ impl Leader {
             changed: ids(&self.reader),
             all: (!self.appended).then_some("new epoch"),
             even_if_quiet: !self.appended,
+            onlookers: Arc::new(sight::by_feed(
+                self.onlookers.identities.iter().map(|text| Onlooker::parse(text).expect("what a node has registered")),
+            )),
             ..Wanted::default()
         };
         let epoch = self.position.epoch.clone();
         let Some(mut open) = self.reader.open(&epoch, &self.position.snapshot, &wanted).await.expect("a cut") else {
             return false;
         };
-        let contents = contents(&mut open, self.queries).await;
+        let contents = contents(&mut open, self.queries, &self.eyes).await;
         let read = open.close().await.expect("a version");
         assert!(read.cut.version > self.position.version && self.position.snapshot.is_within(&read.cut.snapshot));
         self.oracle.0.write().expect("a lock").insert(read.cut.version, contents);
@@ -201,7 +214,11 @@ impl Drop for Leader {
 
 /// What every publication contains in the cut's snapshot. A table that was not locked before the snapshot was taken is
 /// left out: after a rewrite it would look empty.
-async fn contents(open: &mut OpenCut<'_>, queries: &[Query]) -> BTreeMap<String, Option<Content>> {
+async fn contents(
+    open: &mut OpenCut<'_>,
+    queries: &[Query],
+    eyes: &[(&'static str, RlsIdentity)],
+) -> BTreeMap<String, Option<Content>> {
     let publications: Vec<_> = open.described().catalogue.publications.values().cloned().collect();
     let locked: Vec<String> = sqlx::query_scalar(
         "select format('%I.%I', n.nspname, c.relname) from pg_locks as l join pg_class as c on c.oid = l.relation
@@ -229,6 +246,27 @@ async fn contents(open: &mut OpenCut<'_>, queries: &[Query]) -> BTreeMap<String,
             };
             contents.insert(query.channel.to_owned(), content);
         }
+        for (who, identity) in eyes.iter().filter(|_| publication.policy == Policy::Rls) {
+            let content = match is_locked {
+                true => Some(content_for(open, &publication, identity).await),
+                false => None,
+            };
+            contents.insert(format!("{} as {who}", publication.feed.name), content);
+        }
     }
     contents
+}
+
+/// What row security shows of it to an identity, in the cut's snapshot.
+async fn content_for(open: &mut OpenCut<'_>, publication: &Publication, identity: &RlsIdentity) -> Content {
+    let connection = open.connection();
+    sqlx::query("select rowcast.become($1, $2)")
+        .bind(&identity.role)
+        .bind(&identity.claims)
+        .execute(&mut *connection)
+        .await
+        .expect("a role");
+    let content = Content::of_table(connection, publication).await;
+    run(connection, "set local role none; set local row_security = off; set local search_path = pg_catalog").await;
+    content
 }

@@ -49,6 +49,8 @@ impl AddAssign for Tally {
 pub struct Visitor {
     number: u64,
     addresses: [SocketAddr; 2],
+    /// Who it is.
+    token: Option<String>,
     /// What it may open, each by the name that the oracle has for it.
     channels: Vec<&'static str>,
     oracle: Arc<Oracle>,
@@ -74,7 +76,12 @@ impl Visitor {
         opened: Arc<AtomicUsize>,
     ) -> Self {
         let chance = StdRng::seed_from_u64(1_000 + number);
-        Self { number, addresses, channels, oracle, opened, chance, tally: Tally::default() }
+        Self { number, addresses, token: None, channels, oracle, opened, chance, tally: Tally::default() }
+    }
+
+    /// The same as somebody.
+    pub fn with_token(self, token: &str) -> Self {
+        Self { token: Some(token.to_owned()), ..self }
     }
 
     /// Comes and goes until it is time to leave.
@@ -89,7 +96,10 @@ impl Visitor {
         self.channels.shuffle(&mut self.chance);
         let channels = self.channels[..self.chance.random_range(1..=3)].to_vec();
         let address = self.address();
-        let (mut dash, handles) = Dash::open(address, &channels).await;
+        let (mut dash, handles) = match &self.token {
+            Some(token) => Dash::open_as(address, token, &channels).await,
+            None => Dash::open(address, &channels).await,
+        };
         self.tally.subscriptions += handles.len();
         self.opened.fetch_add(handles.len(), Ordering::Relaxed);
         let mut watched: Vec<Watched> = handles

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rowcast::capture::session;
 use rowcast::config::DatabaseUrl;
 use rowcast::entry::Row;
-use rowcast::identity::{self, Claims, Identity, ResolvedPolicy};
+use rowcast::identity::{self, Claims, Identity, ResolvedPolicy, RlsSettings};
 use rowcast::protocol::Refusal;
 use rowcast::publication::Publication;
 use rowcast::query::{Bound, ChannelRequest, Filter, Literal, Predicate, Query, Where, resolve};
@@ -63,7 +63,9 @@ impl Asker {
         let all = claims.as_object().expect("claims").clone();
         let identity = Identity::Proven(Arc::new(Claims { all, ..Claims::default() }));
         loop {
-            match identity::resolve(&identity, &self.publication, |literal| self.cast.get(literal).cloned())? {
+            match identity::resolve(&identity, &self.publication, &RlsSettings::default(), |literal| {
+                self.cast.get(literal).cloned()
+            })? {
                 Ok(policy) => return Ok(policy),
                 Err(missing) => self.cast.extend(self.snapshots.cast(missing).await),
             }

@@ -13,6 +13,7 @@ pub mod node;
 pub mod postgres;
 pub mod proxy;
 pub mod redis;
+pub mod seat;
 pub mod tokens;
 pub mod viewer;
 pub mod world;

@@ -37,7 +37,7 @@ impl Node {
 
     /// The channels that states of the feed `a` would concern.
     fn concerned(&self, rows: &[(u64, Option<u64>)]) -> usize {
-        let Ok(States::Rows { schema, states }) = States::parse(&Self::states(rows)) else { panic!("rows") };
+        let Ok(States::Rows { schema, states, .. }) = States::parse(&Self::states(rows)) else { panic!("rows") };
         self.state.feeds[&feed("a")].index.concerned(&schema, &states).len()
     }
 }
@@ -105,6 +105,7 @@ fn columns_of_the_feed_that_are_none_of_the_channels_may_change_unseen() {
     let view = View::new(&node.state.channels[&flights[0].0].spec, &Arc::new(other.clone())).expect("a view");
     let member = |id: u64| (Key::new(format!("[{id}]")), Arc::new(Row::parse(&format!("[{id}]")).expect("a row")));
     let fresh = Fresh {
+        served: Served::Postgres,
         rows: Rows::read(&view, Version(42), vec![member(1), member(2)], true),
         place: Place::At(Version(42)),
         view: Arc::new(view),
@@ -229,7 +230,7 @@ fn a_refill_ends_with_a_resync_of_its_channel_and_with_the_channel() {
     assert_eq!(ids(&take(&mut client)[0], "rows"), [50, 51]);
     node.version(43, &[("a", &gone(50..=90))]);
     let refill = node.flights();
-    node.state.on_detach(SessionId(1), node.now);
+    node.state.on_detach(SessionId(1), "test", node.now);
     node.later(Duration::from_secs(31));
     node.state.on_landed(refill[0].0, refill[0].1, Err(crate::snapshots::OpenError::Again("late".into())), node.now);
     node.turn();
