@@ -3,8 +3,8 @@
 
 Starts a private PostgreSQL in a temporary directory, applies migrations/, publishes one table, and runs the same updates
 with no trigger, with statement triggers and with a row trigger, in turn, several times; prints medians. With 32 clients
-the caches are cold, and what a trigger needs from memory counts. CPU is that of
-all server processes (/proc, user and system). Nothing is flushed, so that neither is a matter of the disk.
+the caches are cold, and what a trigger needs from memory counts. CPU is that of all server processes (/proc, user and
+system). Nothing is flushed, so that neither is a matter of the disk.
 
     python3 tests/bench/capture.py [runs] [seconds]
 """
