@@ -246,7 +246,7 @@ pub(super) struct Channel {
     pub(super) checkpoint: Option<(Version, Instant)>,
     snapshot: Option<(Version, Arc<Pages>)>,
     /// Differences asked for by several clients, as of one version.
-    differences: HashMap<(Version, Version), Option<Arc<Pages>>>,
+    differences: HashMap<(Version, Version, bool), Option<Arc<Pages>>>,
     differences_at: Version,
 }
 
@@ -369,7 +369,7 @@ impl Channel {
             self.differences.clear();
             self.differences_at = cut.version;
         }
-        if let Some(known) = self.differences.get(&(since, prev)) {
+        if let Some(known) = self.differences.get(&(since, prev, names_epoch)) {
             return Some(known.clone());
         }
         let difference = self.rows.changes_since(since)?;
@@ -377,7 +377,7 @@ impl Channel {
             let heading = Heading::Delta { prev, cut: cut.clone(), names_epoch };
             Arc::new(Pages::new(self.number, form.schema.clone(), heading, difference.rows, difference.gone))
         });
-        self.differences.insert((since, prev), pages.clone());
+        self.differences.insert((since, prev, names_epoch), pages.clone());
         Some(pages)
     }
 }

@@ -1154,7 +1154,7 @@ fn a_new_epoch_that_only_the_log_told_of_leaves_views_stale_until_a_beat() {
         let view = node.view(channel);
         let rows = Rows::read(&view, Version(41), vec![row(1, 41)], true);
         let place = Place::At(Version(41));
-        let fresh = Fresh { rows, place, view, epoch: Epoch::new("next"), lock: None };
+        let fresh = Fresh { served: Served::Store, rows, place, view, epoch: Epoch::new("next"), lock: None };
         node.state.on_landed(channel, flight, Ok(fresh), node.now);
     }
     node.turn();

@@ -144,6 +144,7 @@ fn who_named_all_columns_there_were_gets_none_that_join_later() {
     let row = Arc::new(Row::parse("[1,10,7]").expect("a row"));
     let Verdict::Member(row) = view.judge(Some(&row)) else { panic!("a member") };
     let fresh = Fresh {
+        served: Served::Postgres,
         rows: Rows::read(&view, Version(41), vec![(Key::new("[1]"), row)], true),
         place: Place::At(Version(41)),
         view: Arc::new(view),
