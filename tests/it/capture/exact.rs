@@ -75,6 +75,19 @@ async fn after_every_cut_the_mirror_equals_the_tables() {
         }));
     }
 
+    // Writers take another way while a leader is awake.
+    let mut connection = postgres.connect().await;
+    let stopped = stop.clone();
+    writers.push(tokio::spawn(async move {
+        for call in ["pg_advisory_lock", "pg_advisory_unlock"].iter().cycle() {
+            attempt(&mut connection, &format!("select {call}(1919907683, 2)")).await.expect("a call");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if stopped.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    }));
+
     let started = Instant::now();
     while changes.load(Ordering::Relaxed) < CHANGES || mirror.cuts < CUTS || started.elapsed() < Duration::from_secs(12)
     {
