@@ -7,7 +7,8 @@
 //!
 //! Recording never waits. While Postgres does not take the batches the queue fills; what does not fit is dropped and
 //! counted (`rowcast_audit_dropped_total`), and the structured event has been written anyway. A record names the resolved
-//! channel, with the claims and literals that it was resolved by; it holds no token and no value of a row.
+//! channel, with the claims and literals that it was resolved by; the event, which goes where logs go, has its hash, as the
+//! store's keys do. Neither holds a token or a value of a row.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::identity::Identity;
 use crate::metrics;
+use crate::version::digest;
 
 /// Records that may wait for Postgres: some seconds of a node on which every client reconnects.
 const WAITING_MAX: usize = 20_000;
@@ -181,7 +183,7 @@ impl Audit {
             subject = record.subject,
             token = record.token,
             publication = %record.publication,
-            channel = record.channel,
+            channel = record.channel.as_deref().map(digest),
             served = record.served.map(Served::name),
             rows = record.rows,
             why = record.why,
