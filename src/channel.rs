@@ -1,7 +1,5 @@
 //! A channel: publication + resolved policy + query, in canonical form. The unit of caching, of fan-out and of permission.
 
-use std::sync::Arc;
-
 use crate::identity::{Onlooker, ResolvedPolicy};
 use crate::protocol::{Direction, Nulls, OrderBy};
 use crate::publication::{FeedKey, Schema};
@@ -28,18 +26,9 @@ impl ChannelSpec {
         digest(&format!("{} {}", self.canonical(), schema.id()))
     }
 
-    /// The columns that policy and query name: where one of them has changed, the channel means something else.
-    pub fn columns(&self) -> Vec<Arc<str>> {
-        let query = &self.query;
-        let mut columns: Vec<Arc<str>> = self.filter().columns().into_iter().cloned().collect();
-        columns.extend(query.select.iter().flatten().cloned());
-        columns.extend(query.order.iter().map(|by| by.column.clone()));
-        columns
-    }
-
     /// Whether it means the same whatever the columns are.
     pub fn names_no_column(&self) -> bool {
-        self.columns().is_empty()
+        self.filter().columns().is_empty() && self.query.select.is_none() && self.query.order.is_empty()
     }
 
     /// Whose sight of the feed the leader has to work out for it; `None` where row security does not decide.

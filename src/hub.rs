@@ -117,8 +117,8 @@ pub struct RowsRead {
     pub changed: Version,
     /// Whether the rows are the same for everybody.
     pub public: bool,
-    /// The resolved channel, in canonical form, and where its rows came from: for the audit.
-    pub channel: String,
+    /// The resolved channel, in canonical form, where an audit wants it, and where its rows came from.
+    pub channel: Option<String>,
     pub served: Served,
     pub rows: Vec<(Key, Arc<Row>)>,
 }

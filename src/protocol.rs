@@ -108,8 +108,7 @@ fn shortened(mut text: String) -> String {
 }
 
 /// Codes of `error` frames.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
     UnknownPublication,
     Forbidden,
@@ -140,6 +139,12 @@ impl ErrorCode {
             Self::BadToken => "bad_token",
             Self::BadMessage => "bad_message",
         }
+    }
+}
+
+impl Serialize for ErrorCode {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
     }
 }
 

@@ -91,7 +91,7 @@ async fn read(
     if edge.audit.is_on() {
         edge.audit.record(match &answered {
             Ok(read) => {
-                let (channel, rows) = (Some(read.channel.clone()), Some(read.rows.len() as u64));
+                let (channel, rows) = (read.channel.clone(), Some(read.rows.len() as u64));
                 Record { channel, served: Some(read.served), rows, ..record(Event::Read) }
             }
             Err(refusal) => Record { why: Some(refusal.code.name()), ..record(Event::Refused) },
@@ -234,7 +234,7 @@ mod tests {
         let column = |name: &str, type_name: &str| Column::new(name, type_name);
         let schema = Schema { columns: vec![column("id", "int4"), column("no\"te", "text")], key: vec![0] };
         RowsRead {
-            channel: String::new(),
+            channel: None,
             served: Served::Memory,
             form: ChannelForm {
                 number: ChannelNumber(7),

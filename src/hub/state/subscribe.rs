@@ -441,7 +441,7 @@ impl HubState {
                 as_of: position.as_of,
                 changed: channel.rows.changed(),
                 public,
-                channel: channel.spec.canonical(),
+                channel: self.settings.audit.is_on().then(|| channel.spec.canonical()),
                 served: if asked <= channel.opened { channel.served } else { Served::Memory },
                 rows: rows_of(&channel.rows),
             }));
